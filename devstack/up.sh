@@ -1,0 +1,139 @@
+#!/bin/bash
+# up.sh: bring the cloud up. May be run again at any time: steps done once are skipped, running services
+# are left alone, dead ones are started. Options: README.md.
+set -u
+# shellcheck source=devstack/vars.sh
+. "$(dirname "$0")/vars.sh"
+# shellcheck source=devstack/lib.sh
+. "$HERE/lib.sh"
+need_root; exec </dev/null; lock
+BEGAN=$SECONDS
+
+phase "configuration in $STATE"
+"$HERE/install.sh" --check || die "packages are missing: run $HERE/install.sh"
+if [ -d "$STATE" ] && [ ! -e "$STATE/.novalet-cloud" ] && [ -n "$(ls -A "$STATE")" ]; then
+    die "$STATE is not empty and not a cloud's folder"
+fi
+if running neutron-server && [ "${SAVED_NET-$NET}" != "$NET" -o "${SAVED_COMPUTE_HOST-$COMPUTE_HOST}" != "$COMPUTE_HOST" ]; then
+    die "the cloud runs with NET=$SAVED_NET COMPUTE_HOST=$SAVED_COMPUTE_HOST: run $HERE/down.sh first"
+fi
+mkdir -p "$STATE" && touch "$STATE/.novalet-cloud" || exit 1
+mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,mysql,horizon,keystone,nova/{instances,lock},novalet} \
+    "$STATE"/glance/{images,staging,tasks,cache,lock} "$STATE/$NEUTRON/lock" || exit 1
+# Services that give up root (dnsmasq, the databases) must pass through $STATE; the rest is root's.
+chmod 755 "$STATE"; chmod 700 "$ETC" "$LOG" "$RUN" "$STATE"/{keystone,glance,nova,novalet,horizon}
+cat >"$STATE/settings" <<S
+SAVED_RELEASE=$RELEASE SAVED_NET=$NET SAVED_COMPUTE_HOST=$COMPUTE_HOST
+S
+[ -s "$PASSWORD_FILE" ] || (umask 077; head -c 18 /dev/urandom | base64 | tr '+/' 'Aa' >"$PASSWORD_FILE")
+PASSWORD=$(<"$PASSWORD_FILE")
+"$HERE/host.sh" save
+# shellcheck disable=SC2034
+L3_PLUGIN=router; [ "$MECHANISM" != ovn ] || L3_PLUGIN=ovn-router
+for f in "$HERE"/etc/* "$HERE/etc-$MECHANISM"/*; do
+    [ -f "$f" ] && render "$f" >"$ETC/${f##*/}"
+done
+for u in admin demo demo2; do
+    (umask 077; cat >"$STATE/openrc-$u") <<R
+export OS_AUTH_URL=http://127.0.0.1:5000/v3 OS_IDENTITY_API_VERSION=3 OS_REGION_NAME=RegionOne OS_INTERFACE=public
+export OS_USERNAME=$u OS_PASSWORD=$PASSWORD OS_PROJECT_NAME=$u OS_USER_DOMAIN_NAME=Default OS_PROJECT_DOMAIN_NAME=Default
+export OS_COMPUTE_API_VERSION=2.93 OS_PLACEMENT_API_VERSION=1.39 PATH=/usr/bin:/usr/sbin:/bin:/sbin:\$PATH PYTHONDONTWRITEBYTECODE=1
+R
+done
+
+phase "MariaDB, RabbitMQ, memcached"
+mv "$ETC/rabbitmq.conf" "$STATE/rabbitmq/"
+/usr/bin/python3 "$HERE/bootstrap.py" broker "$PASSWORD_FILE" >"$STATE/rabbitmq/definitions.json" || exit 1
+chown -R rabbitmq: "$STATE/rabbitmq"; chmod 700 "$STATE/rabbitmq"
+tcp 4369 || start epmd setpriv --reuid rabbitmq --regid rabbitmq --init-groups epmd -address 127.0.0.1
+start rabbitmq "$HERE/rabbit.sh" server
+start memcached /usr/bin/memcached -u memcache -l 127.0.0.1 -p 11211 -m 128
+K=(keystone-manage --config-file "$ETC/keystone.conf")
+keys() { "${K[@]}" fernet_setup --keystone-user root --keystone-group root && "${K[@]}" credential_setup --keystone-user root --keystone-group root; }
+once keystone-keys keys & keys_pid=$!
+"$HERE/schema.sh" restore || exit 1
+start mariadb /usr/sbin/mariadbd --defaults-file="$ETC/my.cnf"
+wait_tcp mariadb 3306
+# Every service of this cloud is one account of the data base, on the loopback only.
+users() {
+    local d
+    for d in keystone glance placement nova_api nova nova_cell0 neutron_{linuxbridge,ovs,ovn} heat; do
+        echo "CREATE DATABASE IF NOT EXISTS $d CHARACTER SET utf8mb3; GRANT ALL ON $d.* TO 'openstack'@'127.0.0.1' IDENTIFIED BY '$PASSWORD';"
+    done | sql
+}
+once databases users || exit 1
+
+if [ ! -e "$STATE/done/schemas" ]; then
+    phase "data base schemas (kept for the next time in $CACHE)"
+    "$HERE/schema.sh" create || exit 1
+    touch "$STATE/done/schemas"
+fi
+
+phase "host network, NET=$NET"
+"$HERE/host.sh" up || exit 1
+
+phase "services"
+join $keys_pid
+OS_BOOTSTRAP_PASSWORD=$PASSWORD once keystone-bootstrap "${K[@]}" bootstrap --bootstrap-username admin --bootstrap-project-name admin \
+    --bootstrap-role-name admin --bootstrap-service-name keystone --bootstrap-region-id RegionOne \
+    --bootstrap-admin-url http://127.0.0.1:5000/v3 --bootstrap-public-url http://127.0.0.1:5000/v3 \
+    --bootstrap-internal-url http://127.0.0.1:5000/v3 || exit 1
+start keystone env OS_KEYSTONE_CONFIG_FILES=keystone.conf OS_KEYSTONE_CONFIG_DIR="$ETC" uwsgi --ini "$ETC/keystone-uwsgi.ini"
+wait_tcp rabbitmq 5672
+neutron=(--config-file "$ETC/neutron.conf" --config-file "$ETC/ml2_conf.ini")
+start neutron-server neutron-server "${neutron[@]}"
+wait_tcp keystone 5000
+once identity /usr/bin/python3 "$HERE/bootstrap.py" identity "$PASSWORD_FILE" & identity_pid=$!
+start placement env OS_PLACEMENT_CONFIG_DIR="$ETC" uwsgi --ini "$ETC/placement-uwsgi.ini"
+start glance-api glance-api --config-file "$ETC/glance-api.conf"
+for n in nova-conductor nova-scheduler nova-api nova-serialproxy; do start $n $n --config-file "$ETC/nova.conf"; done
+join $identity_pid
+wait_tcp neutron-server 9696
+agents=()
+agent() { agents+=("$1"); start "$1" "$1" "${neutron[@]:0:2}" "${@:2}"; }
+case $MECHANISM in
+    linuxbridge) agent neutron-linuxbridge-agent "${neutron[@]:2}" --config-file "$ETC/linuxbridge_agent.ini"; l2=() ;;
+    ovs)         l2=(--config-file "$ETC/openvswitch_agent.ini"); agent neutron-openvswitch-agent "${neutron[@]:2}" "${l2[@]}" ;;
+    ovn)         agent neutron-ovn-metadata-agent --config-file "$ETC/neutron_ovn_metadata_agent.ini" ;;
+esac
+if [ "$MECHANISM" != ovn ]; then
+    agent neutron-dhcp-agent --config-file "$ETC/dhcp_agent.ini" "${l2[@]}"
+    agent neutron-l3-agent --config-file "$ETC/l3_agent.ini" "${l2[@]}"
+    agent neutron-metadata-agent --config-file "$ETC/metadata_agent.ini"
+fi
+if [ "${WITH_HEAT:-1}" = 1 ]; then
+    for n in heat-engine heat-api; do start $n $n --config-file "$ETC/heat.conf"; done
+fi
+wait_tcp placement 8778; wait_tcp glance-api 9292; wait_tcp nova-api 8774 8775; wait_tcp nova-serialproxy 6083
+[ "${WITH_HEAT:-1}" != 1 ] || wait_tcp heat-api 8004
+all=(epmd rabbitmq memcached mariadb keystone placement glance-api nova-conductor nova-scheduler nova-api nova-serialproxy neutron-server "${agents[@]}")
+[ -e "$RUN/epmd.pid" ] || all=("${all[@]:1}")
+alive "${all[@]}"
+
+phase "agents alive; flavors, images, networks"
+/usr/bin/python3 "$HERE/bootstrap.py" ready "$PASSWORD_FILE" "${agents[@]}" || { alive "${all[@]}"; exit 1; }
+once "resources-$MECHANISM" /usr/bin/python3 "$HERE/bootstrap.py" resources "$PASSWORD_FILE" || exit 1
+if [ "${WITH_HORIZON:-1}" = 1 ]; then
+    phase "Horizon"
+    "$HERE/horizon.sh" start || exit 1
+fi
+
+phase "compute service"
+if [ -n "${NO_COMPUTE-}" ]; then
+    say "   NO_COMPUTE is set: no compute service"
+elif [ ! -x "$NOVALET_BIN" ]; then
+    say "   no $NOVALET_BIN: no compute service (build it, then: $HERE/compute.sh start novalet)"
+else
+    "$HERE/compute.sh" start novalet || exit 1
+fi
+alive "${all[@]}"
+phase ''
+cat <<S
+
+The cloud is up ($((SECONDS - BEGAN)) s): OpenStack $RELEASE, NET=$NET, compute host $COMPUTE_HOST.
+  command line  . $STATE/openrc-demo     (also openrc-admin, openrc-demo2)
+  dashboard     http://127.0.0.1:8080/       demo, domain Default
+  password      $PASSWORD_FILE     (every account of this cloud)
+  logs          $LOG
+  stop          $HERE/down.sh  (--wipe: without a trace)
+S
