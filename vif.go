@@ -47,6 +47,8 @@ type NetworkMeta struct {
 	MTU             int     `json:"mtu"` // bytes
 	PhysicalNetwork *string `json:"physical_network"`
 	Tunneled        bool    `json:"tunneled"`
+	// ShouldCreateBridge is set for vif_type bridge.
+	ShouldCreateBridge *bool `json:"should_create_bridge,omitempty"`
 }
 
 // Subnet is an address range with the instance's addresses in it.
@@ -83,6 +85,23 @@ type FixedIP struct {
 	Version     int       `json:"version"`
 	Meta        struct{}  `json:"meta"`
 	FloatingIPs []FixedIP `json:"floating_ips,omitempty"`
+}
+
+// MarshalJSON implements json.Marshaler: a fixed address has its floating_ips also when there are none, a floating one
+// has no such key.
+func (f FixedIP) MarshalJSON() ([]byte, error) {
+	type plain FixedIP
+	if f.Type != "fixed" {
+		f.FloatingIPs = nil
+		return json.Marshal(plain(f))
+	}
+	if f.FloatingIPs == nil {
+		f.FloatingIPs = []FixedIP{}
+	}
+	return json.Marshal(struct {
+		plain
+		FloatingIPs []FixedIP `json:"floating_ips"`
+	}{plain(f), f.FloatingIPs})
 }
 
 // Route is a host route of a subnet.
