@@ -2,9 +2,12 @@ package oslomsg
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"log/slog"
+	"time"
 )
 
 // newID makes an id as oslo does: 32 hex digits of a random UUID.
@@ -55,4 +58,30 @@ func clip(s string, n int) string {
 		return s
 	}
 	return s[:n] + "…"
+}
+
+// logger is l, or one that drops everything.
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}
+
+// sleep waits for d and reports whether ctx is still alive.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// deadlineOf is the deadline of a context that has one.
+func deadlineOf(ctx context.Context) time.Time {
+	t, _ := ctx.Deadline()
+	return t
 }
