@@ -36,7 +36,7 @@ start() {
     if p=$(pid_of "$n"); then say "   $n already runs ($p)"; return 0; fi
     # No descriptor of the caller goes along (locks, make's job server, a pipe that CI waits on).
     # shellcheck disable=SC2016
-    setsid bash -c 'for f in /proc/self/fd/*; do f=${f##*/}; [ "$f" -gt 2 ] && eval "exec $f>&-"; done 2>/dev/null; exec "$@"' \
+    setsid bash -c 'for f in /proc/self/fd/*; do f=${f##*/}; [ "$f" -gt 2 ] && eval "exec $f>&-"; done; exec "$@"' \
         start "$@" >>"$LOG/$n.log" 2>&1 </dev/null &
     p=$!
     # setsid forks when it is a group leader; in a script it never is, so $! is the service.
@@ -88,9 +88,10 @@ once() {
     }
     touch "$STATE/done/$s"
 }
-# join PID...: wait for background steps; the first failure ends the script.
-join() { local p; for p; do wait "$p" || exit 1; done; }
+# join PID...: wait for all background steps, then end the script if one failed.
+join() { local p bad=0; for p; do wait "$p" || bad=1; done; [ $bad = 0 ] || exit 1; }
 
+# sql DATABASE [ARGS]: as root, through the socket.
 sql() { mariadb -S "$MYSQL_SOCK" -u root -N -B "$@"; }
 
 # render FILE: a template with its @NAME@ replaced, on stdout. In the shell, so that the password is in no argv.

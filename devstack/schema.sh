@@ -23,12 +23,17 @@ new_data_dir() {
 
 nova_db() {
     # The cells' addresses are templates, filled in from nova.conf at run time: no password is in the tables.
-    local n=(nova-manage --config-file "$ETC/nova.conf") db='{scheme}://{username}:{password}@{hostname}:{port}'
+    local n=(nova-manage --config-file "$ETC/nova.conf") at='{scheme}://{username}:{password}@{hostname}'
     "${n[@]}" api_db sync &&
-    "${n[@]}" cell_v2 map_cell0 --database_connection "$db/nova_cell0?{query}" &&
+    "${n[@]}" cell_v2 map_cell0 --database_connection "$at/nova_cell0?{query}" &&
     { "${n[@]}" cell_v2 list_cells | grep -q ' cell1 ' ||
-      "${n[@]}" cell_v2 create_cell --name cell1 --database_connection "$db/nova?{query}" --transport-url "$db/"; } &&
+      "${n[@]}" cell_v2 create_cell --name cell1 --database_connection "$at/nova?{query}" --transport-url "$at:{port}/"; } &&
     "${n[@]}" db sync
+}
+
+keep() {
+    mkdir -p "$CACHE" && chmod 700 "$CACHE" && rm -f "$CACHE/schemas-$RELEASE"-*.tar.gz* &&
+        tar -C "$STATE/mysql" --exclude=./mysqld.sock --use-compress-program='gzip -1' -cf "$KEPT.new" . && mv "$KEPT.new" "$KEPT"
 }
 
 case ${1-} in
@@ -59,8 +64,7 @@ create)
     # A clean stop, so that the files alone are the whole truth.
     echo "DROP USER 'openstack'@'127.0.0.1';" | sql || exit 1
     stop mariadb 60
-    mkdir -p "$CACHE" && rm -f "$CACHE"/schemas-"$RELEASE"-*.tar.gz* && chmod 700 "$CACHE" &&
-        tar -C "$STATE/mysql" --exclude=./mysqld.sock -c . | gzip -1 >"$KEPT.new" && mv "$KEPT.new" "$KEPT" || say "   not kept: $CACHE cannot be written"
+    keep || say "   not kept: $CACHE cannot be written"
     start mariadb /usr/sbin/mariadbd --defaults-file="$ETC/my.cnf"
     wait_tcp mariadb 3306
     rm -f "$STATE/done/databases" ;;

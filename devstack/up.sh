@@ -14,7 +14,7 @@ phase "configuration in $STATE"
 if [ -d "$STATE" ] && [ ! -e "$STATE/.novalet-cloud" ] && [ -n "$(ls -A "$STATE")" ]; then
     die "$STATE is not empty and not a cloud's folder"
 fi
-if running neutron-server && [ "${SAVED_NET-$NET}" != "$NET" -o "${SAVED_COMPUTE_HOST-$COMPUTE_HOST}" != "$COMPUTE_HOST" ]; then
+if running neutron-server && [ "${SAVED_NET-$NET} ${SAVED_COMPUTE_HOST-$COMPUTE_HOST}" != "$NET $COMPUTE_HOST" ]; then
     die "the cloud runs with NET=$SAVED_NET COMPUTE_HOST=$SAVED_COMPUTE_HOST: run $HERE/down.sh first"
 fi
 mkdir -p "$STATE" && touch "$STATE/.novalet-cloud" || exit 1
@@ -28,8 +28,6 @@ S
 [ -s "$PASSWORD_FILE" ] || (umask 077; head -c 18 /dev/urandom | base64 | tr '+/' 'Aa' >"$PASSWORD_FILE")
 PASSWORD=$(<"$PASSWORD_FILE")
 "$HERE/host.sh" save
-# shellcheck disable=SC2034
-L3_PLUGIN=router; [ "$MECHANISM" != ovn ] || L3_PLUGIN=ovn-router
 for f in "$HERE"/etc/* "$HERE/etc-$MECHANISM"/*; do
     [ -f "$f" ] && render "$f" >"$ETC/${f##*/}"
 done
@@ -37,7 +35,7 @@ for u in admin demo demo2; do
     (umask 077; cat >"$STATE/openrc-$u") <<R
 export OS_AUTH_URL=http://127.0.0.1:5000/v3 OS_IDENTITY_API_VERSION=3 OS_REGION_NAME=RegionOne OS_INTERFACE=public
 export OS_USERNAME=$u OS_PASSWORD=$PASSWORD OS_PROJECT_NAME=$u OS_USER_DOMAIN_NAME=Default OS_PROJECT_DOMAIN_NAME=Default
-export OS_COMPUTE_API_VERSION=2.93 OS_PLACEMENT_API_VERSION=1.39 PATH=/usr/bin:/usr/sbin:/bin:/sbin:\$PATH PYTHONDONTWRITEBYTECODE=1
+export OS_COMPUTE_API_VERSION=2.92 OS_PLACEMENT_API_VERSION=1.39 PATH=/usr/bin:/usr/sbin:/bin:/sbin:\$PATH PYTHONDONTWRITEBYTECODE=1
 R
 done
 
@@ -65,7 +63,7 @@ once databases users || exit 1
 
 if [ ! -e "$STATE/done/schemas" ]; then
     phase "data base schemas (kept for the next time in $CACHE)"
-    "$HERE/schema.sh" create || exit 1
+    "$HERE/schema.sh" create && once databases users || exit 1
     touch "$STATE/done/schemas"
 fi
 
@@ -86,8 +84,10 @@ wait_tcp keystone 5000
 once identity /usr/bin/python3 "$HERE/bootstrap.py" identity "$PASSWORD_FILE" & identity_pid=$!
 start placement env OS_PLACEMENT_CONFIG_DIR="$ETC" uwsgi --ini "$ETC/placement-uwsgi.ini"
 start glance-api glance-api --config-file "$ETC/glance-api.conf"
-for n in nova-conductor nova-scheduler nova-api nova-serialproxy; do start $n $n --config-file "$ETC/nova.conf"; done
+for n in nova-api nova-serialproxy; do start $n $n --config-file "$ETC/nova.conf"; done
+# These two ask placement for its version as they start, so they need their account.
 join $identity_pid
+for n in nova-conductor nova-scheduler; do start $n $n --config-file "$ETC/nova.conf"; done
 wait_tcp neutron-server 9696
 agents=()
 agent() { agents+=("$1"); start "$1" "$1" "${neutron[@]:0:2}" "${@:2}"; }

@@ -31,11 +31,12 @@ VXLAN_IP=10.200.0.1                                 # on the bridge cloud-tep, t
 EXT_IP=172.24.4.1                                   # the host on the external network
 OVSRUN=/run/openvswitch OVNRUN=/run/ovn             # the defaults of every ovs and ovn tool
 
+L3_PLUGIN=router
 case $NET in
     linuxbridge) MECHANISM=linuxbridge ;;
     ovs)         MECHANISM=ovs OVS_FIREWALL=openvswitch ;;
     ovs-hybrid)  MECHANISM=ovs OVS_FIREWALL=iptables_hybrid ;;
-    ovn)         MECHANISM=ovn ;;
+    ovn)         MECHANISM=ovn L3_PLUGIN=ovn-router ;;
     *) echo "NET=$NET: supported are linuxbridge, ovs, ovs-hybrid and ovn" >&2; exit 2 ;;
 esac
 if [ "$RELEASE" != zed ]; then

@@ -1,0 +1,105 @@
+#!/bin/bash
+# host.sh save | up | clean | restore: what the cloud changes on the host itself.
+#   save     note, before the first start, what restore brings back
+#   up       bridges (and Open vSwitch) for NET
+#   clean    remove the bridges, name spaces, filter chains and sets that Neutron's agents leave behind
+#   restore  kernel settings and empty filter tables as they were at save
+set -u
+# shellcheck source=devstack/vars.sh
+. "$(dirname "$0")/vars.sh"
+# shellcheck source=devstack/lib.sh
+. "$HERE/lib.sh"
+B=$STATE/host
+
+# tables: each filter table of the kernel as "FAMILY NAME" (iptables and ebtables live in them).
+tables() { nft list tables 2>/dev/null | awk '$1 == "table" {print $2, $3}' | grep -E '^(ip|ip6|bridge) (filter|nat|mangle|raw|security|broute)$' | sort; }
+
+settings() {
+    local f
+    for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/bridge/bridge-nf-call-{arp,ip,ip6}tables /proc/sys/net/ipv4/neigh/default/gc_thresh{1,2,3}; do
+        [ -r "$f" ] && printf '%s %s\n' "$f" "$(<"$f")"
+    done
+    return 0
+}
+
+save() {
+    [ -e "$B/settings" ] && return 0
+    tables >"$B/tables"
+    : >"$B/absent"
+    local d
+    for d in $OVSRUN $OVNRUN /run/netns; do [ -e "$d" ] || echo "$d" >>"$B/absent"; done
+    settings >"$B/settings.new" && mv "$B/settings.new" "$B/settings"
+}
+
+up() {
+    echo 1 >/proc/sys/net/ipv4/ip_forward
+    # Not every kernel has dummy devices: an empty bridge carries the tunnels' address.
+    ip link show cloud-tep >/dev/null 2>&1 || ip link add cloud-tep type bridge || exit 1
+    ip addr replace $VXLAN_IP/24 dev cloud-tep; ip link set cloud-tep up
+    if [ "$MECHANISM" = linuxbridge ]; then
+        ip link show br-ex >/dev/null 2>&1 || ip link add br-ex type bridge || exit 1
+        running neutron-linuxbridge-agent || flush_among
+    else
+        "$HERE/ovs.sh" start || exit 1
+    fi
+    ip addr replace $EXT_IP/24 dev br-ex; ip link set br-ex up
+}
+
+# ebtables-nft 1.8.9 cannot delete a rule with --among-src ("RULE_DELETE failed: Invalid argument"), and a
+# linuxbridge agent that starts beside a wired tap tries that for ever and wires nothing. It makes its
+# neutronMAC chains anew, so they may be emptied before.
+flush_among() {
+    local c
+    for c in $(nft list table bridge nat 2>/dev/null | awk '$1 == "chain" && $2 ~ /^neutronMAC-/ {print $2}'); do
+        nft flush chain bridge nat "$c"
+    done
+    return 0
+}
+
+# Rules that jump to Neutron's chains, then the chains. In the kernel's own terms: by handle, so that
+# nothing has to be parsed back into the words of iptables or ebtables.
+unfilter() {
+    local f t
+    tables | while read -r f t; do
+        nft -a list table "$f" "$t" 2>/dev/null | awk -v T="$f $t" '
+            $1 == "chain" { c = $2; if (c ~ /^neutron/) mine[++n] = c; next }
+            c !~ /^neutron/ && /(jump|goto) neutron/ { print "delete rule", T, c, "handle", $NF }
+            END { for (i = 1; i <= n; i++) print "flush chain", T, mine[i]
+                  for (i = 1; i <= n; i++) print "delete chain", T, mine[i] }' | nft -f - ||
+            say "   table $f $t: chains of Neutron are left"
+    done
+    for t in $(ipset list -n 2>/dev/null | grep -E '^N?IPv[46]'); do ipset destroy "$t"; done
+    return 0
+}
+
+clean() {
+    local x
+    for x in $(ip netns list | awk '/^(qdhcp|qrouter|ovnmeta|snat|fip)-/ {print $1}'); do ip netns del "$x"; done
+    for x in $(ip -o link | awk -F'[ :@]+' '$2 ~ /^(brq|qbr|qvo|qvb|vxlan-)/ || $2 ~ /^(br-ex|cloud-tep|br-int|br-tun|ovs-netdev|genev_sys_.*|vxlan_sys_.*)$/ {print $2}'); do
+        ip link del "$x" 2>/dev/null
+    done
+    unfilter
+}
+
+restore() {
+    local f v
+    [ -e "$B/settings" ] || return 0
+    while read -r f v; do echo "$v" 2>/dev/null >"$f"; done <"$B/settings"
+    # A table that was not there and holds no rule and no chain but the built-in ones.
+    comm -13 "$B/tables" <(tables) | while read -r f v; do
+        nft list table "$f" "$v" | awk '$1 == "chain" {n++} /type .* hook .* policy accept;/ {h++} /^\t\t/ && !/hook/ {r++} END {exit !(n == h && !r)}' && nft delete table "$f" "$v"
+    done
+    while read -r f; do
+        case $f in
+            # ip-netns mounts its folder over itself; it stays as long as anybody's name space is there.
+            /run/netns) [ -z "$(ls -A /run/netns 2>/dev/null)" ] && { umount /run/netns 2>/dev/null; rmdir /run/netns 2>/dev/null; } ;;
+            *) rm -rf "$f" ;;
+        esac
+    done <"$B/absent"
+    return 0
+}
+
+case ${1-} in
+    save|up|clean|restore) "$1" ;;
+    *) echo "usage: host.sh save | up | clean | restore" >&2; exit 2 ;;
+esac
