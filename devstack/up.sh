@@ -43,7 +43,7 @@ phase "MariaDB, RabbitMQ, memcached"
 mv "$ETC/rabbitmq.conf" "$STATE/rabbitmq/"
 /usr/bin/python3 "$HERE/bootstrap.py" broker "$PASSWORD_FILE" >"$STATE/rabbitmq/definitions.json" || exit 1
 chown -R rabbitmq: "$STATE/rabbitmq"; chmod 700 "$STATE/rabbitmq"
-tcp 4369 || start epmd setpriv --reuid rabbitmq --regid rabbitmq --init-groups epmd -address 127.0.0.1
+start epmd setpriv --reuid rabbitmq --regid rabbitmq --init-groups epmd -address 127.0.0.1 -port $EPMD_PORT
 start rabbitmq "$HERE/rabbit.sh" server
 start memcached /usr/bin/memcached -u memcache -l 127.0.0.1 -p 11211 -m 128
 K=(keystone-manage --config-file "$ETC/keystone.conf")
@@ -107,7 +107,6 @@ fi
 wait_tcp placement 8778; wait_tcp glance-api 9292; wait_tcp nova-api 8774 8775; wait_tcp nova-serialproxy 6083
 [ "${WITH_HEAT:-1}" != 1 ] || wait_tcp heat-api 8004
 all=(epmd rabbitmq memcached mariadb keystone placement glance-api nova-conductor nova-scheduler nova-api nova-serialproxy neutron-server "${agents[@]}")
-[ -e "$RUN/epmd.pid" ] || all=("${all[@]:1}")
 alive "${all[@]}"
 
 phase "agents alive; flavors, images, networks"

@@ -29,6 +29,7 @@ PASSWORD_FILE=$ETC/password
 MYSQL_SOCK=$STATE/mysql/mysqld.sock
 VXLAN_IP=10.200.0.1                                 # on the bridge cloud-tep, the tunnels' own end
 EXT_IP=172.24.4.1                                   # the host on the external network
+EPMD_PORT=4370                                      # not 4369: another node's epmd is none of ours
 OVSRUN=/run/openvswitch OVNRUN=/run/ovn             # the defaults of every ovs and ovn tool
 
 L3_PLUGIN=router
