@@ -1,0 +1,171 @@
+package novadriver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/novadriver/oslomsg"
+)
+
+// serverOptions describe the server of compute.<host> and compute-alt.<host>. The latter exists on every release:
+// controllers of 2026.1 and later send events there without asking.
+func (d *Driver) serverOptions() oslomsg.ServerOptions {
+	handlers := map[string]oslomsg.Handler{}
+	for _, m := range methods {
+		handlers[m.name] = d.handler(m)
+	}
+	return oslomsg.ServerOptions{
+		Exchange: d.o.ControlExchange,
+		Queues:   []string{"compute." + d.o.Host, "compute-alt." + d.o.Host},
+		Endpoints: []oslomsg.Endpoint{
+			{Version: "6.5", AnyMinor: true, Methods: handlers},
+			{Namespace: "baseapi", Version: "1.1", Methods: map[string]oslomsg.Handler{"ping": ping, "get_backdoor_port": noBackdoor}},
+		},
+		Accept: d.accept,
+		Ping:   true,
+		Logger: d.log,
+	}
+}
+
+func ping(_ context.Context, dl *oslomsg.Delivery) {
+	a, err := decodeArgs(dl.Args)
+	if err != nil {
+		dl.Fail(&oslomsg.Failure{Module: "builtins", Class: "TypeError", Message: err.Error()})
+		return
+	}
+	_ = dl.Reply(map[string]any{"service": "compute", "arg": orNull(a["arg"])})
+}
+
+func noBackdoor(_ context.Context, dl *oslomsg.Delivery) { _ = dl.Reply(nil) }
+
+var methodByName = func() map[string]*method {
+	m := make(map[string]*method, len(methods))
+	for i := range methods {
+		m[methods[i].name] = &methods[i]
+	}
+	return m
+}()
+
+// readRequest reads what all methods have.
+func readRequest(dl *oslomsg.Delivery) (*request, error) {
+	a, err := decodeArgs(dl.Args)
+	if err != nil {
+		return nil, err
+	}
+	return &request{args: a, rc: contextOf(dl.Context), wire: dl.Context, id: dl.UniqueID}, nil
+}
+
+// accept is called before a delivery is acked: casts that change an instance are recorded here. An error keeps the
+// message on the queue; a message that cannot be read would come back for ever, so it is logged and let go.
+func (d *Driver) accept(ctx context.Context, dl *oslomsg.Delivery) error {
+	m := methodByName[dl.Method]
+	if m == nil || dl.Namespace != "" || m.operation == nil && m.record == nil {
+		return nil
+	}
+	r, err := readRequest(dl)
+	if err == nil && m.record != nil {
+		err = m.record(ctx, d, r)
+	}
+	if err != nil {
+		d.unreadable(dl, err)
+		return nil
+	}
+	if m.operation == nil || m.refusedHere(r) {
+		return nil
+	}
+	op, err := d.operationOf(m, r, dl)
+	if err != nil {
+		d.unreadable(dl, err)
+		return nil
+	}
+	if err := d.agent().Submit(ctx, op); err != nil {
+		if errors.Is(err, novalet.ErrUnsupported) {
+			d.unreadable(dl, err)
+			return nil
+		}
+		return fmt.Errorf("record %s of instance %s: %w", op.Method, op.Instance.UUID, err)
+	}
+	return nil
+}
+
+// operationOf makes an operation of a cast.
+func (d *Driver) operationOf(m *method, r *request, dl *oslomsg.Delivery) (*novalet.Operation, error) {
+	inst, err := d.argInstance(r.args)
+	if err != nil {
+		return nil, err
+	}
+	received := dl.Received
+	if received.IsZero() {
+		received = d.o.now()
+	}
+	op := &novalet.Operation{
+		ID: dl.UniqueID, Method: novalet.Method(m.name), Context: r.rc, Instance: *inst, Received: received.UTC().Truncate(time.Microsecond),
+	}
+	if op.ID == "" {
+		op.ID = newUUID() // without one duplicates cannot be told
+	}
+	return op, m.operation(d, r, op)
+}
+
+// refusedHere tells the one operation that depends on an argument: a rebuild that is an evacuation.
+func (m *method) refusedHere(r *request) bool {
+	return m.name == string(novalet.MethodRebuild) && r.args.flag("recreate", false)
+}
+
+func (d *Driver) unreadable(dl *oslomsg.Delivery, err error) {
+	d.log.Error("a message cannot be carried out and is dropped", "method", dl.Method, "request_id", dl.Context.RequestID(), "unique_id", dl.UniqueID, "err", err)
+}
+
+// handler answers the deliveries of a method.
+func (d *Driver) handler(m method) oslomsg.Handler {
+	return func(ctx context.Context, dl *oslomsg.Delivery) {
+		answer := m.answer
+		if answer == nil {
+			// Recorded by accept. stop_instance may be called for an answer; stock gives one when all is done, here
+			// the record stands for it.
+			r, err := readRequest(dl)
+			if err != nil || !m.refusedHere(r) {
+				_ = dl.Reply(nil)
+				return
+			}
+			answer = refuseEvacuation
+		}
+		res, err := d.carryOut(ctx, dl, answer)
+		if err == nil {
+			if err = dl.Reply(res); err == nil {
+				return
+			}
+			d.log.Error("a result cannot be encoded", "method", dl.Method, "err", err)
+			return
+		}
+		f := failureOf(err, instanceUUID(dl))
+		d.log.Info("request refused", "method", dl.Method, "request_id", dl.Context.RequestID(), "class", f.Class, "err", err)
+		dl.Fail(&f.Failure)
+	}
+}
+
+// carryOut reads the request and runs the method.
+func (d *Driver) carryOut(ctx context.Context, dl *oslomsg.Delivery, answer func(context.Context, *Driver, *request) (any, error)) (any, error) {
+	r, err := readRequest(dl)
+	if err != nil {
+		return nil, &failure{oslomsg.Failure{Module: "builtins", Class: "TypeError", Message: err.Error()}}
+	}
+	return answer(ctx, d, r)
+}
+
+// instanceUUID is the instance a request names, for texts.
+func instanceUUID(dl *oslomsg.Delivery) string {
+	var a struct {
+		Instance struct {
+			Data struct {
+				UUID string `json:"uuid"`
+			} `json:"nova_object.data"`
+		} `json:"instance"`
+	}
+	_ = json.Unmarshal(dl.Args, &a)
+	return a.Instance.Data.UUID
+}
