@@ -46,8 +46,8 @@ func (s *Stack) Drop() {
 	s.steps = nil
 }
 
-// Unwind runs the steps, last first, each under its own timeout and whatever became of ctx, and goes on after a
-// failure. It returns the names of the steps that failed and their errors joined; the others are forgotten.
+// Unwind runs the steps, last first, each under its own timeout, and goes on after a failure. The context must be one that
+// outlives what failed. It returns the names of the steps that failed and their errors joined; the others are forgotten.
 func (s *Stack) Unwind(ctx context.Context) ([]string, error) {
 	s.mu.Lock()
 	steps := s.steps
@@ -56,7 +56,7 @@ func (s *Stack) Unwind(ctx context.Context) ([]string, error) {
 	var failed []string
 	var errs []error
 	for _, st := range slices.Backward(steps) {
-		stepCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), StepTimeout)
+		stepCtx, cancel := context.WithTimeout(ctx, StepTimeout)
 		if err := st.undo(stepCtx); err != nil {
 			failed = append(failed, st.name)
 			errs = append(errs, fmt.Errorf("undo %s: %w", st.name, err))

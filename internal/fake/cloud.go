@@ -1,0 +1,609 @@
+package fake
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/novalet/novalet"
+)
+
+type placementState struct {
+	pmu         sync.Mutex
+	allocations map[string]bool
+}
+
+// Allocate gives an instance an allocation, as the scheduler does.
+func (s *placementState) Allocate(uuid string) {
+	s.pmu.Lock()
+	defer s.pmu.Unlock()
+	s.allocations[uuid] = true
+}
+
+// Allocated says whether the instance has one.
+func (s *placementState) Allocated(uuid string) bool {
+	s.pmu.Lock()
+	defer s.pmu.Unlock()
+	return s.allocations[uuid]
+}
+
+// Placement is a fake novalet.Placement.
+type Placement struct {
+	*placementState
+	f *Faults
+}
+
+var _ novalet.Placement = (*Placement)(nil)
+
+// DeleteAllocation implements novalet.Placement.
+func (p *Placement) DeleteAllocation(ctx context.Context, uuid string) error {
+	if err := p.f.enter(ctx, "Placement.DeleteAllocation"); err != nil {
+		return err
+	}
+	p.pmu.Lock()
+	delete(p.allocations, uuid)
+	p.pmu.Unlock()
+	return p.f.leave(ctx, "Placement.DeleteAllocation")
+}
+
+type imageState struct {
+	imu     sync.Mutex
+	images  map[string]*novalet.Image
+	leases  map[string]bool
+	uploads map[string]string // image id → instance
+	gone    []string          // images deleted in Glance
+}
+
+func newImageState() *imageState {
+	return &imageState{images: map[string]*novalet.Image{}, leases: map[string]bool{}, uploads: map[string]string{}}
+}
+
+// AddImage puts an image into the fake Glance.
+func (s *imageState) AddImage(img *novalet.Image) {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	s.images[img.ID] = img
+}
+
+// Leased lists the instances that lease an image.
+func (s *imageState) Leased() []string {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	return slices.Sorted(maps.Keys(s.leases))
+}
+
+// Uploaded returns the instance whose snapshot an image holds, or "".
+func (s *imageState) Uploaded(imageID string) string {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	return s.uploads[imageID]
+}
+
+// DeletedImages returns the ids handed to DeleteImage.
+func (s *imageState) DeletedImages() []string {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	return slices.Clone(s.gone)
+}
+
+// Images is a fake novalet.ImageStore.
+type Images struct {
+	*imageState
+	f *Faults
+}
+
+var _ novalet.ImageStore = (*Images)(nil)
+
+// Prepare implements novalet.ImageStore.
+func (s *Images) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet.Image, error) {
+	if err := s.f.enter(ctx, "ImageStore.Prepare"); err != nil {
+		return nil, err
+	}
+	s.imu.Lock()
+	img, ok := s.images[r.ImageID]
+	if ok && (r.MaxBytes == 0 || img.Size <= r.MaxBytes) {
+		s.leases[r.InstanceUUID] = true
+	}
+	s.imu.Unlock()
+	if !ok {
+		return nil, novalet.Faultf(novalet.ErrAbort, "ImageNotFound", "Image %s could not be found.", r.ImageID)
+	}
+	if r.MaxBytes > 0 && img.Size > r.MaxBytes {
+		return nil, novalet.Faultf(novalet.ErrAbort, "FlavorDiskSmallerThanImage", "The image does not fit into the flavor's disk.")
+	}
+	c := *img
+	return &c, s.f.leave(ctx, "ImageStore.Prepare")
+}
+
+// Release implements novalet.ImageStore.
+func (s *Images) Release(ctx context.Context, uuid string) error {
+	if err := s.f.enter(ctx, "ImageStore.Release"); err != nil {
+		return err
+	}
+	s.imu.Lock()
+	delete(s.leases, uuid)
+	s.imu.Unlock()
+	return s.f.leave(ctx, "ImageStore.Release")
+}
+
+// Snapshot implements novalet.ImageStore.
+func (s *Images) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) error {
+	if err := s.f.enter(ctx, "ImageStore.Snapshot"); err != nil {
+		return err
+	}
+	if r.Freeze != nil {
+		thaw, err := r.Freeze(ctx)
+		if err != nil {
+			return err
+		}
+		thaw()
+	}
+	if r.Captured != nil {
+		if err := r.Captured(ctx); err != nil {
+			return err
+		}
+	}
+	s.imu.Lock()
+	s.uploads[r.ImageID] = r.InstanceUUID
+	if r.Base != nil {
+		img := *r.Base
+		img.ID = r.ImageID
+		s.images[r.ImageID] = &img
+	}
+	s.imu.Unlock()
+	return s.f.leave(ctx, "ImageStore.Snapshot")
+}
+
+// DeleteImage deletes an image in Glance. Nil when it is gone.
+func (s *Images) DeleteImage(ctx context.Context, _ novalet.RequestContext, imageID string) error {
+	if err := s.f.enter(ctx, "ImageStore.DeleteImage"); err != nil {
+		return err
+	}
+	s.imu.Lock()
+	s.gone = append(s.gone, imageID)
+	delete(s.images, imageID)
+	delete(s.uploads, imageID)
+	s.imu.Unlock()
+	return s.f.leave(ctx, "ImageStore.DeleteImage")
+}
+
+// RotateBackups counts as a call and does nothing.
+func (s *Images) RotateBackups(ctx context.Context, _ novalet.RequestContext, _, _ string, _ int64) error {
+	if err := s.f.enter(ctx, "ImageStore.RotateBackups"); err != nil {
+		return err
+	}
+	return s.f.leave(ctx, "ImageStore.RotateBackups")
+}
+
+// Cache implements novalet.ImageStore.
+func (s *Images) Cache(ctx context.Context, _ novalet.RequestContext, imageID string) (string, error) {
+	if err := s.f.enter(ctx, "ImageStore.Cache"); err != nil {
+		return "error", err
+	}
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	if s.images[imageID] == nil {
+		return "error", fmt.Errorf("image %s: %w", imageID, novalet.ErrNotFound)
+	}
+	return "cached", nil
+}
+
+// List implements novalet.ImageStore.
+func (s *Images) List(ctx context.Context) ([]novalet.ImageStatus, error) {
+	if err := s.f.enter(ctx, "ImageStore.List"); err != nil {
+		return nil, err
+	}
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	var out []novalet.ImageStatus
+	for _, id := range slices.Sorted(maps.Keys(s.images)) {
+		out = append(out, novalet.ImageStatus{ID: id, Size: s.images[id].Size})
+	}
+	return out, nil
+}
+
+// Collect implements novalet.ImageStore.
+func (s *Images) Collect(ctx context.Context) (int64, error) {
+	return 0, s.f.enter(ctx, "ImageStore.Collect")
+}
+
+// Port is a Neutron port.
+type Port struct {
+	ID, Network, Device, Host string
+	Preexisting               bool
+	Active                    bool
+	Address                   string
+}
+
+type networkState struct {
+	nmu    sync.Mutex
+	nhost  string
+	ports  map[string]*Port
+	nextID int
+	// AutoActive makes a port active as soon as it is plugged.
+	autoActive bool
+	onActive   func(port *Port)
+}
+
+func newNetworkState(host string) *networkState {
+	return &networkState{nhost: host, ports: map[string]*Port{}, autoActive: true}
+}
+
+// SetAutoActive says whether plugging makes a port active (the default).
+func (s *networkState) SetAutoActive(on bool) {
+	s.nmu.Lock()
+	defer s.nmu.Unlock()
+	s.autoActive = on
+}
+
+// OnActive is called, without a lock, when a port becomes active: Neutron's event.
+func (s *networkState) OnActive(f func(*Port)) {
+	s.nmu.Lock()
+	defer s.nmu.Unlock()
+	s.onActive = f
+}
+
+// AddPort makes a port that no instance has yet.
+func (s *networkState) AddPort(id string) {
+	s.nmu.Lock()
+	defer s.nmu.Unlock()
+	s.nextID++
+	s.ports[id] = &Port{ID: id, Network: "net", Preexisting: true, Address: fmt.Sprintf("10.0.0.%d", s.nextID%250+2)}
+}
+
+// Activate makes a port active, as an L2 agent does.
+func (s *networkState) Activate(id string) {
+	s.nmu.Lock()
+	p := s.ports[id]
+	var f func(*Port)
+	if p != nil && !p.Active {
+		p.Active = true
+		f = s.onActive
+	}
+	s.nmu.Unlock()
+	if f != nil {
+		c := *p
+		f(&c)
+	}
+}
+
+// SetAddress changes a port's address, as a port update does.
+func (s *networkState) SetAddress(id, address string) {
+	s.nmu.Lock()
+	defer s.nmu.Unlock()
+	s.ports[id].Address = address
+}
+
+// DropPort deletes a port behind the agent's back.
+func (s *networkState) DropPort(id string) {
+	s.nmu.Lock()
+	defer s.nmu.Unlock()
+	delete(s.ports, id)
+}
+
+// Ports lists an instance's ports; "" lists those of none.
+func (s *networkState) Ports(device string) []Port {
+	s.nmu.Lock()
+	defer s.nmu.Unlock()
+	var out []Port
+	for _, id := range slices.Sorted(maps.Keys(s.ports)) {
+		if s.ports[id].Device == device {
+			out = append(out, *s.ports[id])
+		}
+	}
+	return out
+}
+
+func (p *Port) vif() novalet.VIF {
+	four := 4
+	gw := "10.0.0.1"
+	id := p.ID
+	return novalet.VIF{
+		ID: p.ID, Address: "fa:16:3e:00:00:01", Type: "bridge", VNICType: "normal",
+		DevName: ("tap" + id)[:min(14, 3+len(id))], Active: p.Active, PreserveOnDelete: p.Preexisting,
+		Network: novalet.VIFNetwork{ID: p.Network, Bridge: "brq", Label: "private", Meta: novalet.NetworkMeta{MTU: 1450},
+			Subnets: []novalet.Subnet{{CIDR: "10.0.0.0/24", Version: 4,
+				Gateway: novalet.IP{Address: &gw, Type: "gateway", Version: &four},
+				IPs:     []novalet.FixedIP{{Address: p.Address, Type: "fixed", Version: 4}},
+				Meta:    novalet.SubnetMeta{DHCPServer: "10.0.0.2"}}}},
+	}
+}
+
+// Network is a fake novalet.NetworkAPI.
+type Network struct {
+	*networkState
+	f *Faults
+}
+
+var _ novalet.NetworkAPI = (*Network)(nil)
+
+// Allocate implements novalet.NetworkAPI. A request for "none" gives no port.
+func (n *Network) Allocate(ctx context.Context, r *novalet.AllocateRequest) (novalet.NetworkInfo, error) {
+	if err := n.f.enter(ctx, "NetworkAPI.Allocate"); err != nil {
+		return nil, err
+	}
+	n.nmu.Lock()
+	var info novalet.NetworkInfo
+	for _, req := range r.Networks {
+		var p *Port
+		switch {
+		case req.NetworkID == "none":
+			continue
+		case req.PortID != "":
+			p = n.ports[req.PortID]
+			if p == nil || p.Device != "" && p.Device != r.Instance.UUID {
+				n.nmu.Unlock()
+				return nil, novalet.Faultf(novalet.ErrAbort, "PortInUse", "Port %s is in use or does not exist.", req.PortID)
+			}
+		default:
+			n.nextID++
+			p = &Port{ID: fmt.Sprintf("%08x-0000-4000-8000-000000000000", n.nextID), Network: req.NetworkID,
+				Address: fmt.Sprintf("10.0.%d.%d", n.nextID/250%250, n.nextID%250+2)}
+			n.ports[p.ID] = p
+		}
+		p.Device, p.Host, p.Active = r.Instance.UUID, n.nhost, false
+		info = append(info, p.vif())
+	}
+	n.nmu.Unlock()
+	return info, n.f.leave(ctx, "NetworkAPI.Allocate")
+}
+
+// Deallocate implements novalet.NetworkAPI: like the real one it asks for what the instance has, and deletes a port
+// unless the given info says that it is to be kept.
+func (n *Network) Deallocate(ctx context.Context, _ novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo) error {
+	if err := n.f.enter(ctx, "NetworkAPI.Deallocate"); err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	for _, v := range info {
+		keep[v.ID] = v.PreserveOnDelete
+	}
+	n.nmu.Lock()
+	for id, p := range n.ports {
+		if p.Device != inst.UUID {
+			continue
+		}
+		if keep[id] {
+			p.Device, p.Host, p.Active = "", "", false
+		} else {
+			delete(n.ports, id)
+		}
+	}
+	n.nmu.Unlock()
+	return n.f.leave(ctx, "NetworkAPI.Deallocate")
+}
+
+// Release implements novalet.NetworkAPI.
+func (n *Network) Release(ctx context.Context, _ novalet.RequestContext, _ *novalet.Instance, vif *novalet.VIF) error {
+	if err := n.f.enter(ctx, "NetworkAPI.Release"); err != nil {
+		return err
+	}
+	n.nmu.Lock()
+	if p := n.ports[vif.ID]; p != nil && vif.PreserveOnDelete {
+		p.Device, p.Host, p.Active = "", "", false
+	} else {
+		delete(n.ports, vif.ID)
+	}
+	n.nmu.Unlock()
+	return n.f.leave(ctx, "NetworkAPI.Release")
+}
+
+// Unbind implements novalet.NetworkAPI.
+func (n *Network) Unbind(ctx context.Context, _ novalet.RequestContext, _ *novalet.Instance, info novalet.NetworkInfo) error {
+	if err := n.f.enter(ctx, "NetworkAPI.Unbind"); err != nil {
+		return err
+	}
+	n.eachOf(info, func(p *Port) { p.Host, p.Active = "", false })
+	return n.f.leave(ctx, "NetworkAPI.Unbind")
+}
+
+// Bind implements novalet.NetworkAPI.
+func (n *Network) Bind(ctx context.Context, _ novalet.RequestContext, _ *novalet.Instance, info novalet.NetworkInfo) (novalet.NetworkInfo, error) {
+	if err := n.f.enter(ctx, "NetworkAPI.Bind"); err != nil {
+		return nil, err
+	}
+	var out novalet.NetworkInfo
+	n.eachOf(info, func(p *Port) { p.Host = n.nhost; out = append(out, p.vif()) })
+	return out, n.f.leave(ctx, "NetworkAPI.Bind")
+}
+
+// Refresh implements novalet.NetworkAPI.
+func (n *Network) Refresh(ctx context.Context, _ novalet.RequestContext, inst *novalet.Instance, cached novalet.NetworkInfo) (novalet.NetworkInfo, error) {
+	if err := n.f.enter(ctx, "NetworkAPI.Refresh"); err != nil {
+		return nil, err
+	}
+	var out novalet.NetworkInfo
+	n.eachOf(cached, func(p *Port) {
+		if p.Device == inst.UUID {
+			out = append(out, p.vif())
+		}
+	})
+	return out, n.f.leave(ctx, "NetworkAPI.Refresh")
+}
+
+func (n *Network) eachOf(info novalet.NetworkInfo, f func(*Port)) {
+	n.nmu.Lock()
+	defer n.nmu.Unlock()
+	for _, v := range info {
+		if p := n.ports[v.ID]; p != nil {
+			f(p)
+		}
+	}
+}
+
+// PortActive implements novalet.NetworkAPI.
+func (n *Network) PortActive(ctx context.Context, id string) (bool, error) {
+	if err := n.f.enter(ctx, "NetworkAPI.PortActive"); err != nil {
+		return false, err
+	}
+	n.nmu.Lock()
+	defer n.nmu.Unlock()
+	p, ok := n.ports[id]
+	if !ok {
+		return false, fmt.Errorf("port %s: %w", id, novalet.ErrNotFound)
+	}
+	return p.Active, nil
+}
+
+// Plug is what the host holds of one VIF.
+type Plug struct {
+	NetNS    string
+	Index    int
+	Static   bool
+	Address  string // configured inside
+	Replaced int    // times it was plugged
+}
+
+type plugState struct {
+	vmu     sync.Mutex
+	plugs   map[string]map[string]*Plug // instance → vif id
+	network *networkState
+}
+
+// Plugs returns what is plugged for an instance.
+func (s *plugState) Plugs(uuid string) map[string]Plug {
+	s.vmu.Lock()
+	defer s.vmu.Unlock()
+	out := map[string]Plug{}
+	for id, p := range s.plugs[uuid] {
+		out[id] = *p
+	}
+	return out
+}
+
+// Plugger is a fake novalet.VIFPlugger. Plugging a port makes it active unless SetAutoActive says otherwise.
+type Plugger struct {
+	*plugState
+	f *Faults
+}
+
+var _ novalet.VIFPlugger = (*Plugger)(nil)
+
+// Check implements novalet.VIFPlugger.
+func (p *Plugger) Check(vif *novalet.VIF) error {
+	if err := p.f.enter(context.Background(), "VIFPlugger.Check"); err != nil {
+		return err
+	}
+	if vif.Type == "binding_failed" || vif.Type == "unbound" {
+		return novalet.Faultf(novalet.ErrAbort, "PortBindingFailed", "Binding failed for port %s.", vif.ID)
+	}
+	return nil
+}
+
+// Plug implements novalet.VIFPlugger.
+func (p *Plugger) Plug(ctx context.Context, r *novalet.PlugRequest) error {
+	if err := p.f.enter(ctx, "VIFPlugger.Plug"); err != nil {
+		return err
+	}
+	if r.NetNS == "" {
+		return fmt.Errorf("plug vif %s: no network namespace", r.VIF.ID)
+	}
+	p.vmu.Lock()
+	if p.plugs[r.InstanceUUID] == nil {
+		p.plugs[r.InstanceUUID] = map[string]*Plug{}
+	}
+	pl := p.plugs[r.InstanceUUID][r.VIF.ID]
+	if pl == nil {
+		pl = &Plug{}
+		p.plugs[r.InstanceUUID][r.VIF.ID] = pl
+	}
+	pl.NetNS, pl.Index, pl.Static = r.NetNS, r.Index, r.Static
+	pl.Replaced++
+	if r.Static {
+		pl.Address = addresses(r.VIF)
+	}
+	p.vmu.Unlock()
+	p.network.nmu.Lock()
+	auto := p.network.autoActive
+	p.network.nmu.Unlock()
+	if auto {
+		p.network.Activate(r.VIF.ID)
+	}
+	return p.f.leave(ctx, "VIFPlugger.Plug")
+}
+
+func addresses(v *novalet.VIF) string {
+	var out []string
+	for _, s := range v.Network.Subnets {
+		for _, ip := range s.IPs {
+			out = append(out, ip.Address)
+		}
+	}
+	return strings.Join(out, ",")
+}
+
+// Configure implements novalet.VIFPlugger.
+func (p *Plugger) Configure(ctx context.Context, r *novalet.PlugRequest) error {
+	if err := p.f.enter(ctx, "VIFPlugger.Configure"); err != nil {
+		return err
+	}
+	p.vmu.Lock()
+	pl := p.plugs[r.InstanceUUID][r.VIF.ID]
+	if pl != nil && r.Static {
+		pl.Address = addresses(r.VIF)
+	}
+	p.vmu.Unlock()
+	if pl == nil {
+		return fmt.Errorf("configure vif %s: %w", r.VIF.ID, novalet.ErrNotFound)
+	}
+	return p.f.leave(ctx, "VIFPlugger.Configure")
+}
+
+// Unplug implements novalet.VIFPlugger.
+func (p *Plugger) Unplug(ctx context.Context, uuid string, vif *novalet.VIF) error {
+	if err := p.f.enter(ctx, "VIFPlugger.Unplug"); err != nil {
+		return err
+	}
+	p.vmu.Lock()
+	delete(p.plugs[uuid], vif.ID)
+	if len(p.plugs[uuid]) == 0 {
+		delete(p.plugs, uuid)
+	}
+	p.vmu.Unlock()
+	p.network.nmu.Lock()
+	if port := p.network.ports[vif.ID]; port != nil {
+		port.Active = false
+	}
+	p.network.nmu.Unlock()
+	return p.f.leave(ctx, "VIFPlugger.Unplug")
+}
+
+// Sweep implements novalet.VIFPlugger.
+func (p *Plugger) Sweep(ctx context.Context, keep map[string]bool) ([]string, error) {
+	if err := p.f.enter(ctx, "VIFPlugger.Sweep"); err != nil {
+		return nil, err
+	}
+	p.vmu.Lock()
+	defer p.vmu.Unlock()
+	var out []string
+	for uuid, plugs := range p.plugs {
+		if keep[uuid] {
+			continue
+		}
+		for id := range plugs {
+			out = append(out, id)
+		}
+		delete(p.plugs, uuid)
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// Stats implements novalet.VIFPlugger.
+func (p *Plugger) Stats(ctx context.Context, uuid string, info novalet.NetworkInfo) (map[string]novalet.InterfaceStats, error) {
+	if err := p.f.enter(ctx, "VIFPlugger.Stats"); err != nil {
+		return nil, err
+	}
+	p.vmu.Lock()
+	defer p.vmu.Unlock()
+	out := map[string]novalet.InterfaceStats{}
+	for _, v := range info {
+		if p.plugs[uuid][v.ID] != nil {
+			out[v.ID] = novalet.InterfaceStats{RxBytes: 1, TxBytes: 2}
+		}
+	}
+	return out, nil
+}
