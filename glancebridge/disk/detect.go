@@ -8,6 +8,7 @@ import (
 	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
 	"github.com/novalet/novalet/glancebridge/disk/qcow2"
+	"github.com/novalet/novalet/glancebridge/disk/vmdk"
 )
 
 // Format is how a file holds a disk.
@@ -50,7 +51,7 @@ func container(file blockio.Disk) (blockio.Disk, Format, error) {
 			return nil, "", verdict.Unsupported(f.hint, "the image is %s", f.name)
 		}
 	}
-	if n := len(fileSystems(b)); n > 0 && (qcow2.Detect(b) || has(b, 0, "KDMV")) {
+	if n := len(fileSystems(b)); n > 0 && (qcow2.Detect(b) || vmdk.Detect(b)) {
 		return nil, "", polyglot()
 	}
 	switch {
@@ -60,8 +61,12 @@ func container(file blockio.Disk) (blockio.Disk, Format, error) {
 			return nil, "", err
 		}
 		return d, QCOW2, nil
-	case has(b, 0, "KDMV"):
-		return nil, "", verdict.Unsupported(convert, "vmdk is not read yet")
+	case vmdk.Detect(b):
+		d, err := vmdk.Open(file)
+		if err != nil {
+			return nil, "", err
+		}
+		return d, VMDK, nil
 	}
 	return file, Raw, nil
 }
@@ -148,7 +153,7 @@ func Sniff(r io.ReaderAt, size int64) (Format, bool, error) {
 	switch {
 	case qcow2.Detect(b):
 		return QCOW2, true, nil
-	case has(b, 0, "KDMV"):
+	case vmdk.Detect(b):
 		return VMDK, true, nil
 	case len(fileSystems(b)) > 0:
 		return Raw, true, nil

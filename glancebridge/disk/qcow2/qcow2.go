@@ -1,12 +1,12 @@
 // Package qcow2 reads QEMU's copy-on-write disks, versions 2 and 3, as docs/interop/qcow2.txt describes them. Only the
-// file itself is ever read: whatever names another file is refused. Reads of several compressed clusters use a few
-// goroutines, which have ended when the read returns.
+// file itself is ever read: whatever names another file is refused.
 package qcow2
 
 import (
 	"encoding/binary"
 
 	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
+	"github.com/novalet/novalet/glancebridge/disk/internal/cluster"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
 )
 
@@ -34,6 +34,7 @@ const flatten = "convert it with: qemu-img convert -O qcow2 OLD NEW"
 
 // Disk is an open image.
 type Disk struct {
+	*cluster.Disk
 	file    blockio.Disk
 	tables  *blockio.Cache
 	bits    uint
@@ -43,7 +44,6 @@ type Disk struct {
 	l1Size  int64 // entries
 	v3      bool
 	zstd    bool
-	inflate *inflater
 }
 
 // Detect says whether head begins a qcow2 file.
@@ -86,9 +86,12 @@ func Open(file blockio.Disk) (*Disk, error) {
 		return nil, verdict.Cut("qcow2: the first table is at byte %d of %d", l1, file.Size())
 	}
 	d.l1 = int64(l1)
-	var err error
-	d.inflate, err = newInflater(d.cluster, d.zstd)
-	return d, err
+	f, err := newInflater(file, d.cluster, d.zstd)
+	if err != nil {
+		return nil, err
+	}
+	d.Disk = cluster.New(file, d.bits, d.size, d.find, f.load)
+	return d, nil
 }
 
 // features refuses what would lead out of the file or cannot be read.
@@ -134,141 +137,46 @@ func (d *Disk) features(h []byte) error {
 	return nil
 }
 
-// Size is the virtual size in bytes.
-func (d *Disk) Size() int64 { return d.size }
-
-type kind uint8
-
-const (
-	zero kind = iota
-	plain
-	compressed
-)
-
-// cell is what the tables say of one cluster: at and length are of the file.
-type cell struct {
-	kind   kind
-	at     int64
-	length int64
-}
-
 // find looks up the cluster with number n.
-func (d *Disk) find(n int64) (cell, error) {
+func (d *Disk) find(n int64) (cluster.Cell, error) {
 	l2bits := d.bits - 3
 	b, err := d.tables.View(d.l1+n>>l2bits*8, 8)
 	if err != nil {
-		return cell{}, err
+		return cluster.Cell{}, err
 	}
 	table := int64(be.Uint64(b) & 0x00FFFFFFFFFFFE00)
 	if table == 0 {
-		return cell{}, nil
+		return cluster.Cell{}, nil
 	}
 	if table&(d.cluster-1) != 0 {
-		return cell{}, verdict.Damaged("qcow2: a table is at byte %d", table)
+		return cluster.Cell{}, verdict.Damaged("qcow2: a table is at byte %d", table)
 	}
 	b, err = d.tables.View(table+(n&(1<<l2bits-1))*8, 8)
 	if err != nil {
-		return cell{}, err
+		return cluster.Cell{}, err
 	}
 	e := be.Uint64(b)
 	if e&(1<<62) != 0 {
 		x := 62 - (d.bits - 8)
 		at := int64(e & (1<<x - 1))
 		sectors := int64(e >> x & (1<<(62-x) - 1))
-		c := cell{kind: compressed, at: at, length: (sectors+1)*512 - at&511}
+		c := cluster.Cell{Kind: cluster.Compressed, At: at, Length: (sectors+1)*512 - at&511}
 		if at >= d.file.Size() {
-			return cell{}, verdict.Cut("qcow2: data at byte %d of %d", at, d.file.Size())
+			return cluster.Cell{}, verdict.Cut("qcow2: data at byte %d of %d", at, d.file.Size())
 		}
-		c.length = min(c.length, d.file.Size()-at)
+		c.Length = min(c.Length, d.file.Size()-at)
 		return c, nil
 	}
 	at := int64(e & 0x00FFFFFFFFFFFE00)
 	if at == 0 || d.v3 && e&1 != 0 {
-		return cell{}, nil
+		return cluster.Cell{}, nil
 	}
 	if at&(d.cluster-1) != 0 {
-		return cell{}, verdict.Damaged("qcow2: data at byte %d", at)
+		return cluster.Cell{}, verdict.Damaged("qcow2: data at byte %d", at)
 	}
 	if at >= d.file.Size() {
-		return cell{}, verdict.Cut("qcow2: data at byte %d of %d", at, d.file.Size())
+		return cluster.Cell{}, verdict.Cut("qcow2: data at byte %d of %d", at, d.file.Size())
 	}
 	// The file may end inside its last cluster: QEMU reads zeros there.
-	return cell{kind: plain, at: at, length: min(d.cluster, d.file.Size()-at)}, nil
-}
-
-// spanClusters bounds how far one Span looks.
-const spanClusters = 4096
-
-// Span goes on while clusters are all stored or all not.
-func (d *Disk) Span(off int64) (int64, bool, error) {
-	first := off >> d.bits
-	end := min((d.size+d.cluster-1)>>d.bits, first+spanClusters)
-	c, err := d.find(first)
-	if err != nil {
-		return 0, false, err
-	}
-	data := c.kind != zero
-	n := first + 1
-	for ; n < end; n++ {
-		if c, err = d.find(n); err != nil {
-			return 0, false, err
-		}
-		if (c.kind != zero) != data {
-			break
-		}
-	}
-	return min(n<<d.bits, d.size) - off, data, nil
-}
-
-// ReadAt reads all of p.
-func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	if !blockio.Inside(off, int64(len(p)), d.size) {
-		return 0, verdict.Cut("%d bytes are wanted at byte %d of a disk of %d", len(p), off, d.size)
-	}
-	var jobs []job
-	for done := 0; done < len(p); {
-		in := (off + int64(done)) & (d.cluster - 1)
-		n := int(min(int64(len(p)-done), d.cluster-in))
-		c, err := d.find((off + int64(done)) >> d.bits)
-		if err != nil {
-			return done, err
-		}
-		switch c.kind {
-		case zero:
-			clear(p[done : done+n])
-		case compressed:
-			jobs = append(jobs, job{c: c, dst: p[done : done+n], in: in})
-		case plain:
-			if n, err = d.plain(p[done:], off+int64(done), in, c); err != nil {
-				return done, err
-			}
-		}
-		done += n
-	}
-	return len(p), d.inflate.run(d.file, jobs)
-}
-
-// plain reads a run of clusters that follow one another in the file.
-func (d *Disk) plain(p []byte, off, in int64, c cell) (int, error) {
-	length := c.length - in
-	for length < int64(len(p)) && c.length == d.cluster {
-		next, err := d.find((off + length) >> d.bits)
-		if err != nil {
-			return 0, err
-		}
-		if next.kind != plain || next.at != c.at+in+length || next.length < d.cluster {
-			break
-		}
-		length += next.length
-	}
-	if length < min(d.cluster-in, int64(len(p))) { // the file's end
-		n := int(min(d.cluster-in, int64(len(p))))
-		length = max(length, 0)
-		clear(p[length:n])
-		_, err := d.file.ReadAt(p[:length], c.at+in)
-		return n, err
-	}
-	n := int(min(length, int64(len(p))))
-	_, err := d.file.ReadAt(p[:n], c.at+in)
-	return n, err
+	return cluster.Cell{Kind: cluster.Plain, At: at, Length: min(d.cluster, d.file.Size()-at)}, nil
 }
