@@ -161,25 +161,13 @@ func (c *conductor) CleanConsoleTokens(ctx context.Context, rc novalet.RequestCo
 	return nil
 }
 
-// RescheduleBuild implements novalet.Conductor: the row is given up, the allocation freed, and the conductor told to
-// try the next host. Each step may be repeated; the cast may be sent twice when the process ends right after it, and the
-// second build then finds the row taken.
+// RescheduleBuild implements novalet.Conductor: it tells the conductor to try the next host. The row names no host
+// then and the allocation is freed. When the cast is sent twice, the second build finds the row taken.
 func (c *conductor) RescheduleBuild(ctx context.Context, op *novalet.Operation, cause error) error {
 	uuid := op.Instance.UUID
 	args, err := c.rescheduleArgs(op, cause)
 	if err != nil {
 		return fmt.Errorf("reschedule %s: %w", uuid, err)
-	}
-	err = c.SaveInstance(ctx, op.Context, &novalet.InstanceUpdate{UUID: uuid, Fields: map[string]any{
-		"task_state": novalet.TaskScheduling, "host": nil, "node": nil, "launched_on": nil, "availability_zone": nil,
-	}})
-	if err != nil {
-		return fmt.Errorf("reschedule %s: %w", uuid, err)
-	}
-	if p := c.d.o.Placement; p != nil {
-		if err := p.DeleteAllocation(ctx, uuid); err != nil {
-			return fmt.Errorf("reschedule %s: %w", uuid, err)
-		}
 	}
 	to := oslomsg.Target{Exchange: c.d.o.ControlExchange, Topic: "conductor", Namespace: "compute_task", Version: "1.19"}
 	if err := c.d.rpc.client.Cast(ctx, to, "build_instances", args, c.d.requestContext(op.Context)); err != nil {

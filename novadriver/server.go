@@ -11,6 +11,9 @@ import (
 	"github.com/novalet/novalet/novadriver/oslomsg"
 )
 
+// maxRequests is how many requests are carried out at a time.
+const maxRequests = 512
+
 // serverOptions describe the server of compute.<host> and compute-alt.<host>. The latter exists on every release:
 // controllers of 2026.1 and later send events there without asking.
 func (d *Driver) serverOptions() oslomsg.ServerOptions {
@@ -23,24 +26,16 @@ func (d *Driver) serverOptions() oslomsg.ServerOptions {
 		Queues:   []string{"compute." + d.o.Host, "compute-alt." + d.o.Host},
 		Endpoints: []oslomsg.Endpoint{
 			{Version: "6.5", AnyMinor: true, Methods: handlers},
-			{Namespace: "baseapi", Version: "1.1", Methods: map[string]oslomsg.Handler{"ping": ping, "get_backdoor_port": noBackdoor}},
+			oslomsg.BaseAPI("compute"),
 		},
 		Accept: d.accept,
-		Ping:   true,
-		Logger: d.log,
+		// Calls may last (an image fetched ahead, an interface that waits for its port): none of them may keep
+		// an event from being handed on.
+		Workers: maxRequests,
+		Ping:    true,
+		Logger:  d.log,
 	}
 }
-
-func ping(_ context.Context, dl *oslomsg.Delivery) {
-	a, err := decodeArgs(dl.Args)
-	if err != nil {
-		dl.Fail(&oslomsg.Failure{Module: "builtins", Class: "TypeError", Message: err.Error()})
-		return
-	}
-	_ = dl.Reply(map[string]any{"service": "compute", "arg": orNull(a["arg"])})
-}
-
-func noBackdoor(_ context.Context, dl *oslomsg.Delivery) { _ = dl.Reply(nil) }
 
 var methodByName = func() map[string]*method {
 	m := make(map[string]*method, len(methods))
