@@ -1,0 +1,58 @@
+package glancebridge
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/novalet/novalet"
+)
+
+// ImageRecord is Glance's record of an image.
+type ImageRecord struct {
+	novalet.ImageMeta
+	// Checksum is the MD5 of old images; HashAlgo and HashValue are os_hash_algo and os_hash_value.
+	Checksum  string `json:"checksum,omitempty"`
+	HashAlgo  string `json:"os_hash_algo,omitempty"`
+	HashValue string `json:"os_hash_value,omitempty"`
+	// Stores names where Glance keeps the data, "" when it does not say.
+	Stores string `json:"stores,omitempty"`
+}
+
+// Glance is the image service as the store needs it. The methods block, and may be repeated unless said otherwise.
+// Errors: novalet.ErrNotFound; novalet.ErrTryAgain when the service cannot be reached or is broken; a *GlanceError for
+// every other answer.
+type Glance interface {
+	// Get reads the record.
+	Get(ctx context.Context, rc novalet.RequestContext, id string) (*ImageRecord, error)
+	// Download opens the data at an offset in bytes. start is where the data really begins: 0 when the service
+	// cannot begin elsewhere.
+	Download(ctx context.Context, rc novalet.RequestContext, id string, off int64) (body io.ReadCloser, start int64, err error)
+	// Update sets the formats and properties of a record. Properties that are not named stay.
+	Update(ctx context.Context, rc novalet.RequestContext, id string, u ImageUpdate) error
+	// Upload sends the data of a queued image. size is -1 when it is not known. It reads body once, and never sends
+	// part of it twice; the caller checks the record afterwards.
+	Upload(ctx context.Context, rc novalet.RequestContext, id string, body io.Reader, size int64) error
+	// Delete removes an image. ErrNotFound when there is none.
+	Delete(ctx context.Context, rc novalet.RequestContext, id string) error
+}
+
+// ImageUpdate is a change of a record; zero fields are left alone.
+type ImageUpdate struct {
+	DiskFormat, ContainerFormat string
+	MinDiskGB                   int64
+	Properties                  map[string]string
+}
+
+// GlanceError is an answer that is neither success nor passing trouble.
+type GlanceError struct {
+	Verb   string
+	Status int
+	Text   string
+}
+
+// Error implements error.
+func (e *GlanceError) Error() string {
+	return fmt.Sprintf("%s: Glance answers %d %s %s", e.Verb, e.Status, http.StatusText(e.Status), e.Text)
+}

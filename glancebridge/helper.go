@@ -1,0 +1,158 @@
+package glancebridge
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/glancebridge/confine"
+	"github.com/novalet/novalet/glancebridge/layer"
+)
+
+// HelperCommand is the first argument by which the binary becomes one of the helpers: novalet image-helper ….
+const HelperCommand = "image-helper"
+
+// The descriptors of the helpers, in the order of exec.Cmd.ExtraFiles.
+const (
+	fdIn     = 3 // parse: the image; apply: the entry stream
+	fdOut    = 4 // parse: the entry stream; apply: the folder to write to
+	fdReport = 5 // the result, as JSON
+	fdSpool  = 6 // parse: an unlinked file
+)
+
+// maxReport bounds the result of a helper in bytes.
+const maxReport = 64 << 20
+
+// parseRequest is what the parser is told. It holds nothing secret: it is passed as an argument.
+type parseRequest struct {
+	Arch       string       `json:"arch"`
+	Ref        string       `json:"ref,omitempty"`
+	Partition  int          `json:"partition,omitempty"`
+	Limits     layer.Limits `json:"limits"`
+	Known      []string     `json:"known,omitempty"`
+	Seekable   bool         `json:"seekable,omitempty"` // the image is a file
+	DiskFormat string       `json:"disk_format,omitempty"`
+}
+
+// applyRequest is what the applier is told.
+type applyRequest struct {
+	Limits layer.Limits `json:"limits"`
+	Owners bool         `json:"owners"`
+	MaxID  uint32       `json:"max_id,omitempty"`
+}
+
+// HelperMain runs one of the two helpers in this process and returns its exit status. The binary calls it when its
+// first argument is HelperCommand, before anything else is set up; args are the arguments after that one. A
+// helper has no rights beyond its descriptors, prints nothing and needs no configuration.
+func HelperMain(args []string) int {
+	if len(args) != 2 {
+		return 2
+	}
+	// The bulk of the memory is buffers of a fixed size; what the collector holds back would count as ours.
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(48 << 20)
+	report := os.NewFile(fdReport, "report")
+	var err error
+	switch args[0] {
+	case "userns":
+		// Holds a user namespace until the parent has taken hold of it.
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return 0
+	case "parse":
+		err = parseMain(args[1], report)
+	case "apply":
+		err = applyMain(args[1], report)
+	default:
+		return 2
+	}
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+func parseMain(arg string, report *os.File) error {
+	var q parseRequest
+	if err := json.Unmarshal([]byte(arg), &q); err != nil {
+		return err
+	}
+	in, out, spool := os.NewFile(fdIn, "image"), os.NewFile(fdOut, "entries"), os.NewFile(fdSpool, "spool")
+	if err := confine.Apply(confine.Parser()); err != nil {
+		return writeReport(report, &layer.Result{Error: "confine the parser: " + err.Error()})
+	}
+	res := parse(in, out, spool, &q)
+	// Closing tells the applier that nothing more comes, whole or not.
+	out.Close()
+	return writeReport(report, res)
+}
+
+func applyMain(arg string, report *os.File) error {
+	var q applyRequest
+	if err := json.Unmarshal([]byte(arg), &q); err != nil {
+		return err
+	}
+	in, dir := os.NewFile(fdIn, "entries"), os.NewFile(fdOut, "layers")
+	unix.Umask(0)
+	if err := confine.Apply(confine.Applier(int(dir.Fd()))); err != nil {
+		return writeReport(report, &layer.ApplyResult{Error: "confine the applier: " + err.Error()})
+	}
+	return writeReport(report, apply(in, dir, &q))
+}
+
+func writeReport(w io.WriteCloser, v any) error {
+	err := json.NewEncoder(w).Encode(v)
+	return errors.Join(err, w.Close())
+}
+
+// parse reads an image and writes its entries. It never fails otherwise than by its result, and recovers from
+// panics: foreign bytes must not show a stack trace as an answer.
+func parse(in io.Reader, out io.Writer, spool spoolFile, q *parseRequest) (res *layer.Result) {
+	defer func() {
+		if p := recover(); p != nil {
+			res = &layer.Result{Refused: "the image is damaged in a way its reader did not expect", Error: fmt.Sprint("panic: ", p)}
+		}
+	}()
+	enc := layer.NewEncoder(out)
+	res, err := parseImage(in, enc, spool, q)
+	if err == nil {
+		err = enc.Finish()
+	}
+	if err == nil {
+		return res
+	}
+	res = &layer.Result{}
+	var refused *layer.RefusedError
+	if errors.As(err, &refused) {
+		res.Refused = refused.Text
+	} else {
+		res.Error = err.Error()
+	}
+	return res
+}
+
+// apply writes a stream of entries below dir.
+func apply(in io.Reader, dir *os.File, q *applyRequest) (res *layer.ApplyResult) {
+	res, err := layer.Apply(dir, layer.NewDecoder(in), layer.ApplyOptions{Limits: q.Limits, Owners: q.Owners, MaxID: q.MaxID})
+	if err == nil {
+		return res
+	}
+	var refused *layer.RefusedError
+	var large *layer.TooLargeError
+	switch {
+	case errors.As(err, &refused):
+		res.Refused = refused.Text
+	case errors.As(err, &large):
+		res.TooLarge = true
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		res.Full = true
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		res.Cut = true
+	}
+	res.Error = err.Error()
+	return res
+}

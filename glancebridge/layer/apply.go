@@ -1,0 +1,539 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Applied is what writing one layer came to.
+type Applied struct {
+	Index   int   `json:"index"`
+	Entries int64 `json:"entries"`
+	// Bytes is the data written, holes not counted.
+	Bytes int64 `json:"bytes"`
+	// Opaque are the directories that hide what lies below them. The mark is an xattr that only the host's root may
+	// set, so whoever runs the applier does it.
+	Opaque []string `json:"opaque,omitempty"`
+	// Devices are the device nodes of the image. They are recorded, never made.
+	Devices []Device `json:"devices,omitempty"`
+	// Links are hard links to files of a layer below.
+	Links []Link `json:"links,omitempty"`
+	// Implied counts directories that no entry described.
+	Implied int64 `json:"implied,omitempty"`
+	// Nobody counts entries whose owner lies outside the mapped ids and was made nobody.
+	Nobody int64 `json:"nobody,omitempty"`
+	// Dropped counts the extended attributes left out, by namespace.
+	Dropped map[string]int64 `json:"dropped,omitempty"`
+}
+
+// Device is a device node of an image.
+type Device struct {
+	Name  string `json:"name"` // quoted as Go does, since it is raw bytes
+	Block bool   `json:"block,omitempty"`
+	Major uint32 `json:"major"`
+	Minor uint32 `json:"minor"`
+	Mode  uint32 `json:"mode"`
+}
+
+// Link is a hard link, both ends paths of the image.
+type Link struct {
+	Name   []byte `json:"name"`
+	Target []byte `json:"target"`
+}
+
+// ApplyResult is what Apply found and did.
+type ApplyResult struct {
+	Layers []Applied `json:"layers"`
+	// Refused, when set, is why the image is at fault.
+	Refused string `json:"refused,omitempty"`
+	// TooLarge: the limit of bytes was reached. Full: the file system was. Cut: the stream ended early.
+	TooLarge bool   `json:"too_large,omitempty"`
+	Full     bool   `json:"full,omitempty"`
+	Cut      bool   `json:"cut,omitempty"`
+	Error    string `json:"error,omitempty"`
+}
+
+// ApplyOptions say how a stream is written.
+type ApplyOptions struct {
+	Limits Limits
+	// Owners keeps owners, capabilities and ACLs; without it everything belongs to the caller, for unprivileged tests.
+	Owners bool
+	// MaxID is the first id that is not mapped, when Owners is set; entries beyond belong to nobody.
+	MaxID uint32
+}
+
+// maxNotes bounds what an image may make the applier remember of each kind.
+const maxNotes = 100_000
+
+// nobody owns what has an owner that cannot be expressed.
+const nobody = 65534
+
+// Apply writes the layers of a stream into folders of dir named by their index. Every path is resolved by the kernel
+// inside the layer's own folder, whatever symlinks the image planted.
+func Apply(dir *os.File, d *Decoder, o ApplyOptions) (*ApplyResult, error) {
+	o.Limits = o.Limits.withDefaults()
+	res := &ApplyResult{}
+	a := &applier{o: o, entriesLeft: o.Limits.Entries, bytesLeft: o.Limits.Bytes}
+	if a.bytesLeft <= 0 {
+		a.bytesLeft = 1<<63 - 1
+	}
+	defer func() { a.close() }()
+	for {
+		f, err := d.Next()
+		if err != nil {
+			return res, err
+		}
+		switch f.Kind {
+		case frameLayer:
+			if a.root >= 0 && a.open {
+				return res, fmt.Errorf("%w: a layer inside a layer", errFrame)
+			}
+			if slices.ContainsFunc(res.Layers, func(l Applied) bool { return l.Index == f.Index }) {
+				return res, fmt.Errorf("%w: layer %d twice", errFrame, f.Index)
+			}
+			if err := a.begin(dir, f.Index, f.Flags); err != nil {
+				return res, err
+			}
+		case frameEntry:
+			if !a.open {
+				return res, fmt.Errorf("%w: an entry outside a layer", errFrame)
+			}
+			if err := a.entry(f.Entry, d); err != nil {
+				return res, err
+			}
+		case frameEnd:
+			if !a.open {
+				return res, fmt.Errorf("%w: the end of no layer", errFrame)
+			}
+			if err := a.end(); err != nil {
+				return res, err
+			}
+			res.Layers = append(res.Layers, a.out)
+		case frameFinish:
+			if a.open {
+				return res, fmt.Errorf("%w: the end inside a layer", errFrame)
+			}
+			return res, nil
+		}
+	}
+}
+
+type applier struct {
+	o           ApplyOptions
+	entriesLeft int64
+	bytesLeft   int64
+
+	open       bool
+	root       int // descriptor of the layer's folder
+	flags      uint64
+	out        Applied
+	dirs       *dirCache
+	dirTimes   []dirTime
+	pending    []Link // hard links whose target has not been met
+	opaqueSeen map[string]bool
+	w          *writers
+}
+
+// dirTime is what a directory gets when the layer is whole: its time, and the setgid bit, which would decide over the
+// owner of what is made in it.
+type dirTime struct {
+	name   string
+	ts     [2]unix.Timespec
+	setgid uint32 // the whole mode, 0 unless it has the bit
+}
+
+func (a *applier) begin(dir *os.File, index int, flags uint64) error {
+	name := strconv.Itoa(index)
+	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+		return fmt.Errorf("make layer folder: %w", err)
+	}
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open layer folder: %w", err)
+	}
+	// The umask must not decide over the root's mode.
+	if err := unix.Fchmod(fd, 0o755); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("set mode of layer folder: %w", err)
+	}
+	*a = applier{o: a.o, entriesLeft: a.entriesLeft, bytesLeft: a.bytesLeft, open: true, root: fd, flags: flags,
+		out: Applied{Index: index}, opaqueSeen: map[string]bool{}}
+	a.dirs = newDirCache(a)
+	a.w = newWriters()
+	return nil
+}
+
+func (a *applier) close() {
+	if !a.open {
+		return
+	}
+	a.w.close()
+	a.dirs.close()
+	unix.Close(a.root)
+	a.open = false
+}
+
+// end resolves what had to wait for the whole layer: links to later members, then the directories' times.
+func (a *applier) end() error {
+	if err := a.w.wait(); err != nil {
+		return err
+	}
+	// A chain of links may be listed in any order; each round must make progress.
+	for len(a.pending) > 0 {
+		var left []Link
+		for _, l := range a.pending {
+			err := a.link(string(l.Name), string(l.Target))
+			switch {
+			case errors.Is(err, unix.ENOENT):
+				left = append(left, l)
+			case err != nil:
+				return err
+			}
+		}
+		if len(left) == len(a.pending) {
+			a.out.Links = left
+			break
+		}
+		a.pending = left
+	}
+	a.dirs.close()
+	for _, t := range a.dirTimes {
+		if err := a.setDirTime(t); err != nil {
+			return err
+		}
+	}
+	a.w.close()
+	unix.Close(a.root)
+	a.open = false
+	return nil
+}
+
+func (a *applier) setDirTime(t dirTime) error {
+	fd := a.root
+	if t.name != "" {
+		var err error
+		if fd, err = a.openat2(t.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW); err != nil {
+			if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+				return nil // replaced by a later entry
+			}
+			return fmt.Errorf("open directory for its time: %w", err)
+		}
+		defer unix.Close(fd)
+	}
+	if t.setgid != 0 {
+		if err := unix.Fchmod(fd, t.setgid); err != nil {
+			return fmt.Errorf("set directory mode: %w", err)
+		}
+	}
+	if err := futimens(fd, t.ts[:]); err != nil {
+		return fmt.Errorf("set directory time: %w", err)
+	}
+	return nil
+}
+
+// openat2 opens a path below the layer's folder; symlinks planted by the image stay inside it.
+func (a *applier) openat2(name string, flags uint64) (int, error) {
+	for {
+		fd, err := unix.Openat2(a.root, name, &unix.OpenHow{
+			Flags:   flags | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		})
+		// EAGAIN: a rename elsewhere raced with the walk (openat2(2)).
+		if err != unix.EAGAIN && err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+func (a *applier) entry(e *Entry, d *Decoder) error {
+	a.out.Entries++
+	if a.entriesLeft--; a.entriesLeft < 0 {
+		return Refuse("the image has more than %d files", a.o.Limits.Entries)
+	}
+	name, err := CleanName(e.Name)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		if e.Type != TypeDirectory {
+			return Refuse("the image's root is no directory")
+		}
+		return a.dirMeta(a.root, "", e)
+	}
+	dir, base := splitName(name)
+	if a.flags&FlagWhiteouts != 0 && strings.HasPrefix(base, whiteoutPrefix) {
+		if err := a.w.wait(); err != nil {
+			return err
+		}
+		if err := a.whiteout(dir, base); err != nil {
+			return err
+		}
+		return skipContent(d)
+	}
+	if e.Type == TypeCharDevice || e.Type == TypeBlockDevice {
+		return a.device(name, e)
+	}
+	parent, err := a.dirs.get(dir)
+	if err != nil {
+		return a.fail("make parent of", name, err)
+	}
+	switch e.Type {
+	case TypeDirectory:
+		err = a.directory(parent, name, base, e)
+	case TypeRegular:
+		err = a.regular(parent, base, e, d)
+	case TypeSymlink:
+		err = a.symlink(parent, base, e)
+	case TypeHardlink:
+		err = a.hardlink(name, e)
+	case TypeFIFO:
+		err = a.node(parent, base, unix.S_IFIFO, e)
+	case TypeSocket:
+		// What a socket was bound to is gone; only its server can make it anew.
+		return nil
+	}
+	if err != nil {
+		return a.fail("write", name, err)
+	}
+	return nil
+}
+
+// fail names the entry in an error, unless it is a refusal, which has its own words.
+func (a *applier) fail(verb, name string, err error) error {
+	var r *RefusedError
+	if errors.As(err, &r) {
+		return err
+	}
+	switch {
+	case errors.Is(err, unix.ENAMETOOLONG):
+		return Refuse("the image has a path that is too long: %q", short(name))
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
+		return Refuse("the image has an entry below something that is no directory: %q", short(name))
+	}
+	return fmt.Errorf("%s %q: %w", verb, short(name), err)
+}
+
+func (a *applier) device(name string, e *Entry) error {
+	if e.Type == TypeCharDevice && e.Major == 0 && e.Minor == 0 {
+		return Refuse("the image has the device 0:0 at %q, which would delete files of the layers below", short(name))
+	}
+	if len(a.out.Devices) < maxNotes {
+		a.out.Devices = append(a.out.Devices, Device{
+			Name: strconv.Quote(name), Block: e.Type == TypeBlockDevice, Major: e.Major, Minor: e.Minor, Mode: e.Mode,
+		})
+	}
+	return nil
+}
+
+// clear makes room for an entry that is no directory.
+func (a *applier) clear(parent *dirFD, base string) error {
+	if err := a.w.wait(); err != nil {
+		return err
+	}
+	a.dirs.drop(parent)
+	return removeAll(parent.fd, base, 0)
+}
+
+func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
+	err := unix.Mkdirat(parent.fd, base, 0o700)
+	opaque := false
+	if err == unix.EEXIST {
+		var st unix.Stat_t
+		if err := unix.Fstatat(parent.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			// A directory over the deletion of what is below hides it all the same.
+			opaque = st.Mode&unix.S_IFMT == unix.S_IFCHR
+			if err := a.clear(parent, base); err != nil {
+				return err
+			}
+			err = unix.Mkdirat(parent.fd, base, 0o700)
+		} else {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if opaque {
+		if err := a.markOpaque(name); err != nil {
+			return err
+		}
+	}
+	fd, err := unix.Openat(parent.fd, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := a.dirMeta(fd, name, e); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	a.dirs.add(name, fd)
+	return nil
+}
+
+// dirMeta sets what belongs to a directory; its time waits for the end, since every later entry changes it.
+func (a *applier) dirMeta(fd int, name string, e *Entry) error {
+	t := dirTime{name: name, ts: timespecs(e)}
+	early := *e
+	if e.Mode&unix.S_ISGID != 0 {
+		t.setgid = e.Mode & 07777
+		early.Mode &^= unix.S_ISGID
+	}
+	if err := a.meta(fd, &early); err != nil {
+		return err
+	}
+	a.dirTimes = append(a.dirTimes, t)
+	return nil
+}
+
+func (a *applier) symlink(parent *dirFD, base string, e *Entry) error {
+	if e.Linkname == "" || len(e.Linkname) > MaxSymlink {
+		return Refuse("the image has a symlink with an impossible target")
+	}
+	err := unix.Symlinkat(e.Linkname, parent.fd, base)
+	if err == unix.EEXIST {
+		if err := a.clear(parent, base); err != nil {
+			return err
+		}
+		err = unix.Symlinkat(e.Linkname, parent.fd, base)
+	}
+	if err != nil {
+		return err
+	}
+	return a.nodeMeta(parent.fd, base, e, false)
+}
+
+func (a *applier) node(parent *dirFD, base string, kind uint32, e *Entry) error {
+	err := unix.Mknodat(parent.fd, base, kind|0o600, 0)
+	if err == unix.EEXIST {
+		if err := a.clear(parent, base); err != nil {
+			return err
+		}
+		err = unix.Mknodat(parent.fd, base, kind|0o600, 0)
+	}
+	if err != nil {
+		return err
+	}
+	return a.nodeMeta(parent.fd, base, e, true)
+}
+
+// nodeMeta is meta for what cannot be opened.
+func (a *applier) nodeMeta(dirfd int, base string, e *Entry, mode bool) error {
+	if a.o.Owners {
+		uid, gid := a.ids(e)
+		if err := unix.Fchownat(dirfd, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
+	}
+	if mode {
+		// The name was made a moment ago in a folder that nobody else can reach, and is no symlink.
+		if err := unix.Fchmodat(dirfd, base, e.Mode&07777, 0); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	ts := timespecs(e)
+	if err := unix.UtimesNanoAt(dirfd, base, ts[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set time: %w", err)
+	}
+	return nil
+}
+
+func (a *applier) hardlink(name string, e *Entry) error {
+	target, err := CleanName(e.Linkname)
+	if err != nil {
+		return err
+	}
+	if target == "" || target == name {
+		return Refuse("the image has a hard link that leads nowhere: %q", short(name))
+	}
+	if err := a.w.wait(); err != nil {
+		return err
+	}
+	err = a.link(name, target)
+	if errors.Is(err, unix.ENOENT) {
+		if len(a.pending) >= maxNotes {
+			return Refuse("the image has more than %d hard links to files it does not hold", maxNotes)
+		}
+		a.pending = append(a.pending, Link{[]byte(name), []byte(target)})
+		return nil
+	}
+	return err
+}
+
+func (a *applier) link(name, target string) error {
+	tdir, tbase := splitName(target)
+	var from *dirFD
+	if tdir == "" {
+		from = &dirFD{fd: a.root}
+	} else {
+		fd, err := a.openat2(tdir, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		from = &dirFD{fd: fd}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return Refuse("the image has a hard link to a directory: %q", short(name))
+	case unix.S_IFCHR:
+		return Refuse("the image has a hard link to a deleted file: %q", short(name))
+	}
+	dir, base := splitName(name)
+	parent, err := a.dirs.get(dir)
+	if err != nil {
+		return err
+	}
+	err = unix.Linkat(from.fd, tbase, parent.fd, base, 0)
+	if err == unix.EEXIST {
+		var have unix.Stat_t
+		if err := unix.Fstatat(parent.fd, base, &have, unix.AT_SYMLINK_NOFOLLOW); err == nil && have.Ino == st.Ino && have.Dev == st.Dev {
+			return nil
+		}
+		if err := a.clear(parent, base); err != nil {
+			return err
+		}
+		err = unix.Linkat(from.fd, tbase, parent.fd, base, 0)
+	}
+	return err
+}
+
+// ids returns the owner to set.
+func (a *applier) ids(e *Entry) (uid, gid int) {
+	u, g := e.UID, e.GID
+	if a.o.MaxID > 0 && (u >= a.o.MaxID || g >= a.o.MaxID) {
+		a.out.Nobody++
+		if u >= a.o.MaxID {
+			u = nobody
+		}
+		if g >= a.o.MaxID {
+			g = nobody
+		}
+	}
+	return int(u), int(g)
+}
+
+// skipContent reads over the content of an entry that is not written.
+func skipContent(d *Decoder) error {
+	for {
+		data, zeros, err := d.segment()
+		if err != nil {
+			return err
+		}
+		if data == nil && zeros == 0 {
+			return nil
+		}
+	}
+}

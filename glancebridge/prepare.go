@@ -1,0 +1,242 @@
+package glancebridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/novalet/novalet"
+)
+
+// flight is one fetch of an image that several callers may wait for.
+type flight struct {
+	id       string
+	name     string
+	maxBytes int64 // the flavor's bound, 0 for none
+	done     chan struct{}
+	err      error // once done
+	cancel   context.CancelCauseFunc
+	waiters  int // under Store.mu
+
+	progress, total atomic.Int64
+}
+
+var errNobodyWaits = errors.New("nobody waits for the image any more")
+
+// Prepare implements novalet.ImageStore.
+func (s *Store) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet.Image, error) {
+	id := r.ImageID
+	if id == "" {
+		id = r.Meta.ID
+	}
+	if !validID(id) {
+		return nil, fmt.Errorf("prepare image: %q is no image id", id)
+	}
+	if r.InstanceUUID != "" && !validID(r.InstanceUUID) {
+		return nil, fmt.Errorf("prepare image: %q is no instance id", r.InstanceUUID)
+	}
+	if gb := r.Meta.MinDiskGB; r.MaxBytes > 0 && gb > 0 && r.MaxBytes < gb<<30 {
+		return nil, tooSmall(id, fmt.Sprintf("the image wants a disk of %d GB, more than the flavor's; choose a larger flavor", gb))
+	}
+	for {
+		img, f, err := s.lookup(ctx, r, id)
+		if img != nil || err != nil {
+			return img, err
+		}
+		err = s.await(ctx, f)
+		// Another caller's flavor may have been too small for what fits ours.
+		if isTooSmall(err) && f.maxBytes > 0 && (r.MaxBytes == 0 || r.MaxBytes > f.maxBytes) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// lookup gives the image if the store has it, leased; else the flight that fetches it, joined.
+func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string) (*novalet.Image, *flight, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, nil, errClosed
+	}
+	if rec := s.images[id]; rec != nil {
+		if img := s.imageLocked(rec); img != nil {
+			img, err := s.finishLocked(r, rec, img)
+			return img, nil, err
+		}
+	}
+	f := s.flights[id]
+	if f == nil {
+		f = s.startLocked(r, id)
+	}
+	f.waiters++
+	return nil, f, nil
+}
+
+// finishLocked applies what depends on the request: the size of the disk, how it is run. s.mu is held.
+func (s *Store) finishLocked(r *novalet.ImageRequest, rec *imageRecord, img *novalet.Image) (*novalet.Image, error) {
+	var data int64
+	for _, id := range rec.Layers {
+		data += s.layers[id].Data
+	}
+	if r.MaxBytes > 0 && data > r.MaxBytes {
+		return nil, tooSmall(rec.ID, fmt.Sprintf("the image unpacks to %d MiB, more than the flavor's disk of %d MiB; choose a larger flavor",
+			data>>20, r.MaxBytes>>20))
+	}
+	if err := decideKind(img, rec.HasConfig, r.Meta.Properties); err != nil {
+		return nil, err
+	}
+	if err := s.leaseLocked(r.InstanceUUID, rec); err != nil {
+		return nil, err
+	}
+	s.syncSoonLocked()
+	return img, nil
+}
+
+// startLocked begins to fetch an image. s.mu is held.
+func (s *Store) startLocked(r *novalet.ImageRequest, id string) *flight {
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	f := &flight{id: id, name: r.Meta.Name, maxBytes: r.MaxBytes, done: make(chan struct{}), cancel: cancel}
+	s.flights[id] = f
+	s.fetching++
+	rc := r.Context
+	meta := r.Meta
+	s.wg.Go(func() {
+		err := s.fetch(ctx, f, rc, meta)
+		cancel(nil)
+		s.mu.Lock()
+		if s.flights[id] == f {
+			delete(s.flights, id)
+		}
+		s.fetching--
+		s.mu.Unlock()
+		f.err = err
+		close(f.done)
+	})
+	return f
+}
+
+// await waits for a flight; the last one to lose patience ends it.
+func (s *Store) await(ctx context.Context, f *flight) error {
+	var err error
+	select {
+	case <-f.done:
+		err = f.err
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.waiters--; f.waiters == 0 {
+		f.cancel(errNobodyWaits)
+		if s.flights[f.id] == f {
+			// Who asks next shall not join a fetch that is ending.
+			delete(s.flights, f.id)
+		}
+	}
+	return err
+}
+
+// Release implements novalet.ImageStore.
+func (s *Store) Release(_ context.Context, instanceUUID string) error {
+	if !validID(instanceUUID) {
+		return fmt.Errorf("release images: %q is no instance id", instanceUUID)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.leases[instanceUUID]
+	if l == nil {
+		return nil
+	}
+	if err := removeRecord(s.path("leases", instanceUUID+".json")); err != nil {
+		return fmt.Errorf("release images: %w", err)
+	}
+	delete(s.leases, instanceUUID)
+	for _, id := range l.Images {
+		if rec := s.images[id]; rec != nil {
+			rec.LastUsed = time.Now()
+			if err := s.writeRecord(s.path("images", id+".json"), rec); err != nil {
+				s.log.Warn("note the last use of an image", "image", id, "err", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Cache implements novalet.ImageStore.
+func (s *Store) Cache(ctx context.Context, rc novalet.RequestContext, imageID string) (string, error) {
+	if !validID(imageID) {
+		return "error", fmt.Errorf("cache image: %q is no image id", imageID)
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return "error", errClosed
+	}
+	if rec := s.images[imageID]; rec != nil && s.imageLocked(rec) != nil {
+		rec.LastUsed = time.Now()
+		s.mu.Unlock()
+		return "existing", nil
+	}
+	f := s.flights[imageID]
+	if f == nil {
+		f = s.startLocked(&novalet.ImageRequest{Context: rc}, imageID)
+	}
+	f.waiters++
+	s.mu.Unlock()
+	if err := s.await(ctx, f); err != nil {
+		return "error", err
+	}
+	return "cached", nil
+}
+
+// List implements novalet.ImageStore.
+func (s *Store) List(context.Context) ([]novalet.ImageStatus, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []novalet.ImageStatus
+	for _, rec := range s.images {
+		img := s.imageLocked(rec)
+		if img == nil {
+			continue
+		}
+		st := novalet.ImageStatus{ID: rec.ID, Name: rec.Name, Format: rec.Format, Layers: img.Layers, Size: img.Size,
+			LastUsed: rec.LastUsed, Progress: rec.Download, Total: rec.Download}
+		for _, l := range s.leases {
+			if slices.Contains(l.Images, rec.ID) {
+				st.UsedBy = append(st.UsedBy, l.Instance)
+			}
+		}
+		slices.Sort(st.UsedBy)
+		out = append(out, st)
+	}
+	for _, f := range s.flights {
+		if s.images[f.id] == nil {
+			out = append(out, novalet.ImageStatus{ID: f.id, Name: f.name, Progress: f.progress.Load(), Total: f.total.Load()})
+		}
+	}
+	slices.SortFunc(out, func(a, b novalet.ImageStatus) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return out, nil
+}
+
+func tooSmall(imageID, text string) *novalet.Fault {
+	return &novalet.Fault{Kind: novalet.ErrAbort, Class: "FlavorDiskTooSmall", Text: text, Details: map[string]any{"image_id": imageID}}
+}
+
+func isTooSmall(err error) bool {
+	var f *novalet.Fault
+	return errors.As(err, &f) && f.Class == "FlavorDiskTooSmall"
+}

@@ -1,0 +1,265 @@
+package glancebridge
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/glancebridge/layer"
+	"github.com/novalet/novalet/internal/statefile"
+)
+
+// publish moves the layers of an image that was read whole and verified into the store, each by one rename, then
+// writes the image's record. Layers that were stored meanwhile by somebody else win over ours.
+func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, work string) error {
+	byIndex := map[int]*layer.Applied{}
+	for i := range applied.Layers {
+		byIndex[applied.Layers[i].Index] = &applied.Layers[i]
+	}
+	streamed := map[int]*layer.StreamLayer{}
+	for i := range res.Layers {
+		streamed[res.Layers[i].Index] = &res.Layers[i]
+	}
+	img := &imageRecord{Version: recordVersion, ID: rec.ID, Name: rec.Name, Format: res.Format, Config: res.Config,
+		HasConfig: res.HasConfig, HashAlgo: rec.HashAlgo, HashValue: rec.HashValue, Download: rec.Size,
+		LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
+	for _, i := range res.Order {
+		p, a := streamed[i], byIndex[i]
+		if p == nil || a == nil || !validLayerID(p.ID) {
+			return fmt.Errorf("publish image: the helpers disagree about layer %d", i)
+		}
+		if p.Skipped {
+			s.mu.Lock()
+			have := s.layers[p.ID] != nil
+			s.mu.Unlock()
+			if !have {
+				return fmt.Errorf("publish image: layer %s is gone", p.ID)
+			}
+		}
+		m := s.layerMetaOf(p, a)
+		tree := filepath.Join(work, "layers", strconv.Itoa(i))
+		if len(a.Links) > 0 {
+			// Copies of files below make the tree depend on what is below.
+			if err := s.borrow(m, tree, a.Links, img.Layers); err != nil {
+				return refusedOr(rec.ID, err)
+			}
+		}
+		if err := s.publishLayer(m, tree, a.Opaque, work); err != nil {
+			return err
+		}
+		img.Layers = append(img.Layers, m.ID)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img.Init = s.findInit(img.Layers)
+	if err := s.checkMachine(img); err != nil {
+		return err
+	}
+	if err := s.writeRecord(s.path("images", img.ID+".json"), img); err != nil {
+		return err
+	}
+	s.images[img.ID] = img
+	s.syncSoonLocked()
+	return nil
+}
+
+// publishLayer stores one tree under the name of its meta.
+func (s *Store) publishLayer(m *layerMeta, tree string, opaque []string, work string) error {
+	s.mu.Lock()
+	have := s.layers[m.ID] != nil
+	s.mu.Unlock()
+	if have {
+		return nil
+	}
+	out := filepath.Join(work, "out-"+strings.TrimPrefix(m.ID, "sha256:"))
+	if err := os.Mkdir(out, 0o700); err != nil {
+		return fmt.Errorf("publish layer: %w", err)
+	}
+	if err := markOpaque(tree, opaque, s.o.Unconfined); err != nil {
+		return err
+	}
+	if err := os.Rename(tree, filepath.Join(out, "fs")); err != nil {
+		return fmt.Errorf("publish layer: %w", err)
+	}
+	if err := s.writeRecord(filepath.Join(out, "meta.json"), m); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := unix.Renameat2(unix.AT_FDCWD, out, unix.AT_FDCWD, s.layerDir(m.ID), unix.RENAME_NOREPLACE)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("publish layer: %w", err)
+	}
+	if err == nil {
+		s.layers[m.ID] = m
+		s.dirty = true
+	}
+	if s.layers[m.ID] == nil {
+		return fmt.Errorf("publish layer: %s is in the way", m.ID)
+	}
+	return nil
+}
+
+func validLayerID(id string) bool {
+	hex, ok := strings.CutPrefix(id, "sha256:")
+	return ok && len(hex) == 64 && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
+// markOpaque sets overlayfs's mark on directories that hide what is below. The paths come from the applier, so they
+// are opened without following anything.
+func markOpaque(tree string, names []string, unconfined bool) error {
+	if len(names) == 0 {
+		return nil
+	}
+	root, err := unix.Open(tree, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open layer: %w", err)
+	}
+	defer unix.Close(root)
+	attr := "trusted.overlay.opaque"
+	if unconfined {
+		attr = "user.overlay.opaque"
+	}
+	for _, n := range names {
+		if n == "" {
+			n = "."
+		}
+		fd, err := openBeneath(root, n, unix.O_RDONLY|unix.O_DIRECTORY)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue // something else took its place later in the layer
+		}
+		if err != nil {
+			return fmt.Errorf("open opaque directory: %w", err)
+		}
+		err = unix.Fsetxattr(fd, attr, []byte("y"), 0)
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("mark opaque directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// openBeneath opens a path below an open directory without following symlinks or leaving the file system.
+func openBeneath(root int, name string, flags uint64) (int, error) {
+	for {
+		fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV})
+		if err != unix.EAGAIN && err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+func refusedOr(imageID string, err error) error {
+	var r *layer.RefusedError
+	if errors.As(err, &r) {
+		return refused(imageID, r.Text)
+	}
+	return err
+}
+
+// findInit returns the path of a machine's init in a stack of layers, "" for none. s.mu is held.
+func (s *Store) findInit(ids []string) string {
+	for _, p := range layer.InitPaths {
+		for _, id := range ids {
+			if slices.Contains(s.layers[id].Inits, p) {
+				return "/" + p
+			}
+		}
+	}
+	return ""
+}
+
+// The ELF machine numbers of the architectures that Go and OCI name (elf.h).
+var elfMachines = map[string]uint16{"386": 3, "arm": 40, "amd64": 62, "arm64": 183, "ppc64le": 21, "s390x": 22, "riscv64": 243}
+
+// checkMachine refuses a tree whose programs are all for another machine, for images that do not say what they are
+// for. s.mu is held.
+func (s *Store) checkMachine(img *imageRecord) error {
+	want, ok := elfMachines[s.o.Arch]
+	if !ok {
+		return nil
+	}
+	var other uint16
+	most := 0
+	for _, id := range img.Layers {
+		for m, n := range s.layers[id].Machines {
+			if m == want {
+				return nil
+			}
+			if n > most {
+				other, most = m, n
+			}
+		}
+	}
+	if most == 0 {
+		return nil
+	}
+	name := fmt.Sprintf("machine type %d", other)
+	for a, m := range elfMachines {
+		if m == other {
+			name = a
+		}
+	}
+	return refused(img.ID, fmt.Sprintf("the image's programs are for %s, this cloud's hosts are %s; upload it for that architecture", name, s.o.Arch))
+}
+
+func removeRecord(path string) error { return statefile.Remove(path, false) }
+
+// syncSoonLocked makes what was published survive a loss of power, in the background: nothing on the way to a
+// running instance waits for the disk. s.mu is held.
+func (s *Store) syncSoonLocked() {
+	if !s.dirty || s.syncing || s.closed {
+		return
+	}
+	s.syncing = true
+	s.wg.Go(func() {
+		s.syncNow()
+		s.mu.Lock()
+		s.syncing = false
+		s.syncSoonLocked()
+		s.mu.Unlock()
+	})
+}
+
+// syncNow writes everything out and marks the layers that lie safely on disk.
+func (s *Store) syncNow() {
+	s.mu.Lock()
+	if !s.dirty {
+		s.mu.Unlock()
+		return
+	}
+	s.dirty = false
+	var ids []string
+	for id := range s.layers {
+		ids = append(ids, id)
+	}
+	s.mu.Unlock()
+	// One call for the file system costs less than one for each of tens of thousands of files.
+	if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
+		s.log.Error("sync image store", "err", err)
+		return
+	}
+	for _, id := range ids {
+		p := filepath.Join(s.layerDir(id), "durable")
+		if _, err := os.Lstat(p); err == nil {
+			continue
+		}
+		// Written after the sync and lost by itself at worst: then the layer is fetched again.
+		f, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.log.Error("mark layer durable", "layer", id, "err", err)
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package glancebridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/glancebridge/layer"
+)
+
+// helperResult is what both helpers reported.
+type helperResult struct {
+	parse *layer.Result
+	apply *layer.ApplyResult
+	// stopped: the parser read no further, so that the feeding ended before the download did.
+	stopped bool
+}
+
+// pipeSize is what is asked for each pipe in bytes: the default of 64 KiB costs a switch of process for each.
+const pipeSize = 1 << 20
+
+// runInside runs the helpers as goroutines.
+func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq *applyRequest) (out helperResult, err error) {
+	dir, err := os.Open(layers)
+	if err != nil {
+		return out, err
+	}
+	defer dir.Close()
+	if in == nil {
+		in = spool
+	}
+	pr, pw := io.Pipe()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		out.apply = apply(pr, dir, aq)
+		// The parser must not wait for a reader that has gone.
+		_, _ = io.Copy(io.Discard, pr)
+	})
+	out.parse = parse(in, pw, spool, q)
+	pw.Close()
+	wg.Wait()
+	out.stopped = out.parse.Refused != "" || out.parse.Error != ""
+	return out, nil
+}
+
+// runHelpers runs the helpers as processes, feeds the parser and collects both reports.
+func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, layers string, q *parseRequest, aq *applyRequest) (out helperResult, err error) {
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	pipe := func() (r, w *os.File, err error) {
+		if r, w, err = os.Pipe(); err != nil {
+			return nil, nil, fmt.Errorf("make pipe: %w", err)
+		}
+		files = append(files, r, w)
+		_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeSize)
+		return r, w, nil
+	}
+	image, feed := spool, (*os.File)(nil)
+	if in != nil {
+		if image, feed, err = pipe(); err != nil {
+			return out, err
+		}
+	}
+	entriesR, entriesW, err := pipe()
+	if err != nil {
+		return out, err
+	}
+	parseR, parseW, err := pipe()
+	if err != nil {
+		return out, err
+	}
+	applyR, applyW, err := pipe()
+	if err != nil {
+		return out, err
+	}
+	target, err := s.idmap.open(s, layers)
+	if err != nil {
+		return out, err
+	}
+	files = append(files, target)
+	// The applier's end of a failed start is the parser's broken pipe, so the order is the stream's reverse.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	applier, err := s.helper(ctx, "apply", aq, []*os.File{entriesR, target, applyW}, s.applierAttr())
+	if err != nil {
+		return out, err
+	}
+	parser, err := s.helper(ctx, "parse", q, []*os.File{image, entriesW, parseW, spool}, s.parserAttr())
+	if err != nil {
+		cancel()
+		return out, errors.Join(err, ignoreExit(applier.Wait()))
+	}
+	// Each pipe must be held by its two ends alone, or nobody sees an end.
+	for _, f := range []*os.File{entriesR, entriesW, parseW, applyW} {
+		f.Close()
+	}
+	if in != nil {
+		image.Close()
+	}
+	var wg sync.WaitGroup
+	var feedErr, parseErr, applyErr error
+	if feed != nil {
+		wg.Go(func() {
+			_, feedErr = io.CopyBuffer(onlyWriter{feed}, in, make([]byte, 256<<10))
+			feed.Close()
+		})
+	}
+	out.parse, out.apply = &layer.Result{}, &layer.ApplyResult{}
+	wg.Go(func() { parseErr = readReport(parseR, out.parse) })
+	wg.Go(func() { applyErr = readReport(applyR, out.apply) })
+	wg.Go(func() { parseErr = errors.Join(parseErr, ignoreExit(parser.Wait())) })
+	applyExit := ignoreExit(applier.Wait())
+	wg.Wait()
+	out.stopped = feedErr != nil && errors.Is(feedErr, unix.EPIPE)
+	if cause := context.Cause(ctx); cause != nil {
+		return out, cause
+	}
+	// A helper without a report was killed: by the kernel for memory or a forbidden call, or by an operator.
+	if parseErr != nil && out.parse.Error == "" {
+		out.parse.Refused = "the image is damaged or too demanding: its reader had to be stopped"
+		out.parse.Error = "the parser gave no report: " + parseErr.Error()
+	}
+	if err := errors.Join(applyErr, applyExit); err != nil && out.apply.Error == "" {
+		out.apply.Error = "the applier gave no report: " + err.Error()
+		out.apply.Cut = out.parse.Refused != ""
+	}
+	return out, nil
+}
+
+// onlyWriter hides ReadFrom, which would bypass the buffer that the digest needs filled in large pieces.
+type onlyWriter struct{ io.Writer }
+
+// helper starts one of the two.
+func (s *Store) helper(ctx context.Context, name string, request any, files []*os.File, attr *syscall.SysProcAttr) (*exec.Cmd, error) {
+	arg, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	argv := append(append([]string{}, s.o.Helper...), name, string(arg))
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = []string{"GOTRACEBACK=none", "GOMAXPROCS=2"}
+	cmd.Dir = "/"
+	cmd.ExtraFiles = files
+	cmd.SysProcAttr = attr
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start image helper: %w", err)
+	}
+	return cmd, nil
+}
+
+// ignoreExit drops an exit status: the report says more.
+func ignoreExit(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return nil
+	}
+	return err
+}
+
+// readReport decodes one bounded JSON document.
+func readReport(r io.Reader, v any) error {
+	lr := &io.LimitedReader{R: r, N: maxReport}
+	if err := json.NewDecoder(lr).Decode(v); err != nil {
+		if lr.N <= 0 {
+			return fmt.Errorf("report of more than %d bytes", maxReport)
+		}
+		return err
+	}
+	_, err := io.Copy(io.Discard, lr)
+	return err
+}

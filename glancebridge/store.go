@@ -1,0 +1,239 @@
+// Package glancebridge turns Glance images into layers: it fetches the bytes, tells their format from their content,
+// unpacks them in two helper processes without rights, and keeps the trees in a store on disk named by digest,
+// shared by all instances. It serves novalet.ImageStore.
+//
+// Open starts no goroutine that outlives Close. On disk, below Options.Dir (mode 0700, mounted nosuid and nodev):
+//
+//	layers/<hex of the layer's id>/fs          the tree, read-only by custom
+//	layers/<hex>/meta.json, durable            what it is; the second file says that it survives a loss of power
+//	images/<image id>.json                     which layers make an image, and what it runs
+//	leases/<instance id>.json                  which images an instance uses
+//	ingest/<random>                            work in progress, removed at the next Open when a crash left it
+package glancebridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/glancebridge/layer"
+)
+
+// Options configure a Store.
+type Options struct {
+	// Dir is the store's folder; it is made, and closed to others. Its file system must take id-mapped mounts.
+	Dir string
+	// Glance is where images come from.
+	Glance Glance
+	// Logger is told of transitions; nil is silence.
+	Logger *slog.Logger
+	// Helper is the command that runs HelperMain; by default this very binary with HelperCommand.
+	Helper []string
+	// Unconfined runs the helpers as goroutines without changing owners, for tests and development without root.
+	Unconfined bool
+	// Arch is the architecture to run on in OCI's words; by default this machine's.
+	Arch string
+	// MaxImageBytes bounds what an image may unpack to (default 1 TiB), MaxDownloadBytes the image itself
+	// (default 256 GiB).
+	MaxImageBytes, MaxDownloadBytes int64
+	// MaxEntries bounds the files of an image; default layer.DefaultEntries.
+	MaxEntries int64
+	// IdleTimeout ends a download that gives no data (default 60 s); Tries is how often in a row a download may give
+	// nothing before it is given up (default 5), RetryDelay the first wait between (default 250 ms).
+	IdleTimeout time.Duration
+	Tries       int
+	RetryDelay  time.Duration
+	// Concurrency bounds the images fetched at a time; default 4.
+	Concurrency int
+	// RemoveUnused and MinAge are [image_cache] remove_unused_base_images and
+	// remove_unused_original_minimum_age_seconds: Collect removes images without users that were last used longer
+	// ago than MinAge. KeepUnused turns the removal off.
+	KeepUnused bool
+	MinAge     time.Duration
+	// HighWater, when set, makes Collect remove unused images regardless of age, the longest unused first, from the
+	// moment the store is larger than that many bytes, until it is below LowWater.
+	HighWater, LowWater int64
+	// IDBase and IDSize are the host ids the applier's user namespace is mapped to: a range that nothing else on
+	// the host uses. Default 2952790016 (0xB0000000) and 268435456.
+	IDBase, IDSize uint32
+	// Snapshots: SnapshotDir is where captures are kept until they are uploaded; default Dir/ingest.
+	SnapshotDir string
+}
+
+// Store implements novalet.ImageStore. Its methods may be called concurrently.
+type Store struct {
+	o     Options
+	log   *slog.Logger
+	ctx   context.Context // ends with Close
+	stop  context.CancelCauseFunc
+	wg    sync.WaitGroup
+	slots chan struct{}
+	boot  string // this boot of the host
+	dir   *os.File
+	unbnd func() error // undoes the mount of Open
+
+	idmap idMap
+
+	mu       sync.Mutex
+	flights  map[string]*flight
+	images   map[string]*imageRecord
+	layers   map[string]*layerMeta // by id
+	leases   map[string]*leaseRecord
+	fetching int // flights that still run, also those nobody waits for
+	closed   bool
+	dirty    bool // something is not durable yet
+	syncing  bool
+}
+
+var _ novalet.ImageStore = (*Store)(nil)
+
+var errClosed = errors.New("the image store is closing")
+
+// Open opens or makes the store in o.Dir and repairs what a crash left. One process at a time may have a store
+// open. Close releases it.
+func Open(o Options) (*Store, error) {
+	if o.Dir == "" || o.Glance == nil {
+		return nil, errors.New("open image store: Dir and Glance are required")
+	}
+	o.setDefaults()
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		o: o, log: o.Logger, boot: boot, slots: make(chan struct{}, o.Concurrency),
+		flights: map[string]*flight{}, images: map[string]*imageRecord{}, layers: map[string]*layerMeta{},
+		leases: map[string]*leaseRecord{},
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.ctx, s.stop = context.WithCancelCause(context.Background())
+	if err := s.openDir(); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	if err := s.repair(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open image store: %w", err), s.closeDir())
+	}
+	return s, nil
+}
+
+func (o *Options) setDefaults() {
+	def := func(v *int64, d int64) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&o.MaxImageBytes, 1<<40)
+	def(&o.MaxDownloadBytes, 256<<30)
+	def(&o.MaxEntries, layer.DefaultEntries)
+	if o.Arch == "" {
+		o.Arch = runtime.GOARCH
+	}
+	if len(o.Helper) == 0 {
+		// The link leads to this binary also after an upgrade replaced the file.
+		o.Helper = []string{"/proc/self/exe", HelperCommand}
+	}
+	if o.IdleTimeout <= 0 {
+		o.IdleTimeout = time.Minute
+	}
+	if o.Tries <= 0 {
+		o.Tries = 5
+	}
+	if o.RetryDelay <= 0 {
+		o.RetryDelay = 250 * time.Millisecond
+	}
+	if o.Concurrency <= 0 {
+		o.Concurrency = 4
+	}
+	if o.MinAge <= 0 {
+		o.MinAge = 24 * time.Hour
+	}
+	if o.IDSize == 0 {
+		o.IDBase, o.IDSize = 0xB0000000, 0x10000000
+	}
+}
+
+// openDir makes the folders, locks the store and closes it to setuid programs and devices.
+func (s *Store) openDir() error {
+	for _, d := range []string{"", "layers", "images", "leases", "ingest"} {
+		p := filepath.Join(s.o.Dir, d)
+		if err := os.MkdirAll(p, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(s.o.Dir, 0o700); err != nil {
+		return err
+	}
+	dir, err := os.Open(s.o.Dir)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		if err == unix.EWOULDBLOCK {
+			return fmt.Errorf("%w: another process has the store %s open", novalet.ErrBusy, s.o.Dir)
+		}
+		return fmt.Errorf("lock store: %w", err)
+	}
+	s.dir = dir
+	if !s.o.Unconfined {
+		if err := s.bind(); err != nil {
+			dir.Close()
+			return err
+		}
+	}
+	return nil
+}
+
+// Close ends downloads that run, waits for them, and releases the store.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.stop(errClosed)
+	s.wg.Wait()
+	s.syncNow()
+	return s.closeDir()
+}
+
+func (s *Store) closeDir() error {
+	err := s.idmap.close()
+	if s.unbnd != nil {
+		err = errors.Join(err, s.unbnd())
+	}
+	return errors.Join(err, s.dir.Close())
+}
+
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	return string(b[:max(len(b)-1, 0)]), nil
+}
+
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+
+// validID keeps ids that become file names harmless.
+func validID(id string) bool { return idPattern.MatchString(id) }
+
+// refused is the fault of an image that cannot be booted anywhere.
+func refused(imageID, text string) *novalet.Fault {
+	return &novalet.Fault{Kind: novalet.ErrAbort, Class: "ImageUnacceptable", Text: text,
+		Details: map[string]any{"image_id": imageID, "reason": text}}
+}
