@@ -1,0 +1,98 @@
+package cloud_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+)
+
+// serversNamed lists the servers whose name begins so.
+func serversNamed(t testing.TB, u *user, prefix string) []string {
+	t.Helper()
+	p, err := servers.List(u.compute, servers.ListOpts{Name: "^" + prefix}).AllPages(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := servers.ExtractServers(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, s := range l {
+		ids = append(ids, s.ID)
+	}
+	return ids
+}
+
+func deleteAll(t testing.TB, u *user, ids []string) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, id := range ids {
+		wg.Go(func() { remove(t, u, id) })
+	}
+	wg.Wait()
+}
+
+// TestBadImages: what cannot boot ends in ERROR at once, with a text that says what to do, is not tried on another
+// host, and leaves nothing.
+func TestBadImages(t *testing.T) {
+	u := as(t, "demo")
+	good := dockerArchive(t, busyboxRoot(t), appConfig())
+	noise := make([]byte, 1<<20)
+	for i := range noise {
+		noise[i] = byte(i*7 + i>>8)
+	}
+	iso := make([]byte, 64<<10)
+	copy(iso[32769:], "CD001")
+	big := append(busyboxRoot(t), member{name: "big", mode: 0o644, data: make([]byte, 1200<<20)})
+	cases := []struct {
+		name, container string
+		data            func() io.Reader
+		want            []string // each must be in the fault
+		flavor          string
+	}{
+		{"unknown", "bare", func() io.Reader { return bytes.NewReader(noise) }, []string{"format"}, ""},
+		{"iso", "bare", func() io.Reader { return bytes.NewReader(iso) }, []string{"ISO"}, ""},
+		{"truncated", "docker", func() io.Reader { return bytes.NewReader(good[:len(good)/2]) }, []string{"image"}, ""},
+		{"wrong-layer", "docker", func() io.Reader {
+			return bytes.NewReader(bytes.Replace(good, []byte("served by an instance"), []byte("served by an intruder"), 1))
+		}, []string{"layer"}, ""},
+		{"no-command", "docker", func() io.Reader {
+			return bytes.NewReader(dockerArchive(t, busyboxRoot(t), map[string]any{"Env": []string{"PATH=/bin"}}))
+		}, []string{"command", "os_command_line"}, ""},
+		{"no-such-command", "docker", func() io.Reader {
+			return bytes.NewReader(dockerArchive(t, busyboxRoot(t), map[string]any{"Cmd": []string{"/bin/nothing-here"}}))
+		}, []string{"/bin/nothing-here"}, ""},
+		{"no-init", "bare", func() io.Reader { return bytes.NewReader(gzipped(t, makeTar(t, busyboxRoot(t)))) }, []string{"init"}, ""},
+		{"too-large", "bare", func() io.Reader { return bytes.NewReader(gzipped(t, makeTar(t, big))) }, []string{"disk"}, ""},
+	}
+	ids := map[string]string{}
+	for _, c := range cases {
+		ids[c.name] = upload(t, u, imageSpec{name: "novalet-test-" + c.name, container: c.container, disk: "raw"}, c.data())
+	}
+	before := snapshot(t)
+	t.Cleanup(func() { unchanged(t, before) })
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s, err := tryCreate(t, u, bootOpts{name: "bad-" + c.name, image: ids[c.name]})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := waitStatus(t, u, s.ID, "ERROR")
+			t.Logf("fault: %s", got.Fault.Message)
+			for _, w := range c.want {
+				if !strings.Contains(strings.ToLower(got.Fault.Message), strings.ToLower(w)) {
+					t.Errorf("the fault does not name %q: %s", w, got.Fault.Message)
+				}
+			}
+			if strings.Contains(got.Fault.Message, "/srv/") || strings.Contains(got.Fault.Message, "/var/") || strings.Contains(got.Fault.Message, "No valid host") {
+				t.Errorf("the fault tells of the host, or hides the reason: %s", got.Fault.Message)
+			}
+		})
+	}
+}

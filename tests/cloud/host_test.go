@@ -1,0 +1,195 @@
+package cloud_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
+	"github.com/gophercloud/gophercloud/v2/openstack/placement/v1/resourceproviders"
+)
+
+// snapshot is what instances may leave behind on the host, in Neutron and in Placement, one line each.
+func snapshot(t testing.TB) []string {
+	t.Helper()
+	ctx := context.Background()
+	var lines []string
+	add := func(kind string, text string, keep *regexp.Regexp) {
+		for l := range strings.Lines(text) {
+			if l = strings.TrimSpace(l); l != "" && (keep == nil || keep.MatchString(l)) {
+				lines = append(lines, kind+" "+l)
+			}
+		}
+	}
+	run := func(name string, args ...string) string {
+		out, err := sh(ctx, name, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The mount id and the parent's change from mount to mount: what is mounted where is what counts.
+	for l := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(l); strings.Contains(l, "novalet") && len(f) > 5 {
+			lines = append(lines, "mount "+strings.Join(f[3:6], " "))
+		}
+	}
+	add("link", run("ip", "-o", "link"), regexp.MustCompile(`\b(tap|qvo|qvb|qbr|veth|nvl|eth[0-9]+@)`))
+	add("netns", run("ip", "netns", "list"), regexp.MustCompile(`novalet`))
+	add("rule", run("iptables-save"), regexp.MustCompile(`tap[0-9a-f]|neutron-linuxbri-[iso][0-9a-f]{4,}`))
+	add("loop", run("losetup", "-l", "-n", "-O", "BACK-FILE"), regexp.MustCompile(`novalet.*instances`))
+	for _, dir := range []string{"/sys/fs/cgroup"} {
+		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && uuidRE.MatchString(p) {
+				lines = append(lines, "cgroup "+p)
+				return fs.SkipDir
+			}
+			return nil
+		})
+	}
+	for _, dir := range []string{filepath.Join(state(t), "novalet")} {
+		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return nil
+			}
+			if d.IsDir() && (d.Name() == "images" || d.Name() == "layers") {
+				return fs.SkipDir // images stay: that is what the cache is for
+			}
+			if uuidRE.MatchString(d.Name()) {
+				lines = append(lines, "file "+p)
+				if d.IsDir() {
+					return fs.SkipDir
+				}
+			}
+			return nil
+		})
+	}
+	admin := as(t, "admin")
+	page, err := ports.List(admin.network, ports.ListOpts{}).AllPages(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := ports.ExtractPorts(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range l {
+		if strings.HasPrefix(p.DeviceOwner, "compute:") || p.DeviceOwner == "" {
+			lines = append(lines, "port "+p.ID)
+		}
+	}
+	for _, c := range allocations(t) {
+		lines = append(lines, "allocation "+c)
+	}
+	lines = append(lines, processes(t)...)
+	sort.Strings(lines)
+	return lines
+}
+
+var uuidRE = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
+
+// allocations lists the consumers on the provider of this host.
+func allocations(t testing.TB) []string {
+	t.Helper()
+	admin := as(t, "admin")
+	id := providerID(t)
+	a, err := resourceproviders.GetAllocations(context.Background(), admin.placement, id).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for consumer := range a.Allocations {
+		out = append(out, consumer)
+	}
+	return out
+}
+
+func providerID(t testing.TB) string {
+	t.Helper()
+	admin := as(t, "admin")
+	page, err := resourceproviders.List(admin.placement, resourceproviders.ListOpts{Name: computeHost()}).AllPages(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := resourceproviders.ExtractResourceProviders(page)
+	if err != nil || len(l) != 1 {
+		t.Fatalf("resource provider %s: %v, %v", computeHost(), l, err)
+	}
+	return l[0].UUID
+}
+
+// processes lists what runs in a user namespace with shifted ids: the insides of instances.
+func processes(t testing.TB) []string {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, f := range dirs {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		m := strings.Fields(string(b))
+		if len(m) == 3 && m[0] == "0" && m[1] != "0" {
+			comm, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "comm"))
+			out = append(out, "process "+strings.TrimSpace(string(comm))+" ids from "+m[1])
+		}
+	}
+	return out
+}
+
+// unchanged fails the test unless the host, Neutron and Placement come back to what they were. Neutron's agents and
+// the kernel clean up behind the API's back, so it waits.
+func unchanged(t testing.TB, before []string) {
+	t.Helper()
+	eventually(t, 90*time.Second, "the host is as it was before", func() error {
+		diff := difference(before, snapshot(t))
+		if len(diff) == 0 {
+			return nil
+		}
+		return fmt.Errorf("left behind or gone:\n  %s", strings.Join(diff, "\n  "))
+	})
+}
+
+// difference lists lines that are in one list only, with their counts in mind.
+func difference(before, after []string) []string {
+	n := map[string]int{}
+	for _, l := range before {
+		n[l]--
+	}
+	for _, l := range after {
+		n[l]++
+	}
+	var out []string
+	for l, c := range n {
+		switch {
+		case c > 0:
+			out = append(out, "+ "+l)
+		case c < 0:
+			out = append(out, "- "+l)
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+// TestDifference: the comparison that other tests rely on sees what it should.
+func TestDifference(t *testing.T) {
+	got := difference([]string{"a", "b", "b"}, []string{"b", "c"})
+	if strings.Join(got, ",") != "+ c,- a,- b" {
+		t.Fatalf("difference: %q", got)
+	}
+}
