@@ -80,7 +80,7 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 			if err != nil {
 				return nil, err
 			}
-			res, err := readDisk(format, r, size, enc, q)
+			res, err := readDisk(r, size, enc, q)
 			if err != nil {
 				return nil, err
 			}

@@ -233,7 +233,7 @@ func readRoot(r io.Reader, enc *Encoder, o ArchiveOptions, kind archiveKind) (*R
 	var meta []byte
 	sawMeta, sawRoot := false, kind == kindRoot
 	to := TarOptions{MaxEntries: o.Limits.Entries}
-	sink := obs.observe(enc.Entry)
+	sink := obs.Observe(enc.Entry)
 	if kind == kindUnified {
 		inner := sink
 		sink = func(e *Entry, content io.Reader) error {
@@ -414,7 +414,7 @@ func (c *container) layer(name string, wrapper Format, r io.Reader) error {
 	if err := c.enc.Begin(l.Index, FlagWhiteouts); err != nil {
 		return err
 	}
-	info, err := ReadTar(in, TarOptions{MaxEntries: c.left}, l.Observed.observe(sink))
+	info, err := ReadTar(in, TarOptions{MaxEntries: c.left}, l.Observed.Observe(sink))
 	if err != nil {
 		var refused *RefusedError
 		if errors.As(err, &refused) {

@@ -27,8 +27,8 @@ var InitPaths = []string{
 	"sbin/init", "usr/sbin/init", "bin/init", "usr/bin/init", "lib/systemd/systemd", "usr/lib/systemd/systemd",
 }
 
-// observe returns a sink that takes notes and passes everything to next.
-func (o *Observed) observe(next Sink) Sink {
+// Observe returns a sink that takes notes and passes everything to next.
+func (o *Observed) Observe(next Sink) Sink {
 	pk := &peeker{}
 	return func(e *Entry, content io.Reader) error {
 		top, _, _ := strings.Cut(e.Name, "/")

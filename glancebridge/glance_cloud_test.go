@@ -1,0 +1,114 @@
+package glancebridge
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"testing"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/keystone"
+)
+
+// cloudSession signs in with the OS_* variables of an openrc file.
+func cloudSession(t *testing.T) *keystone.Session {
+	t.Helper()
+	if os.Getenv("NOVALET_CLOUD_TESTS") != "1" || os.Getenv("OS_AUTH_URL") == "" {
+		t.Skip("uses a running cloud: set NOVALET_CLOUD_TESTS=1 and the OS_* variables of an openrc file")
+	}
+	s, err := keystone.New(keystone.Options{Section: "glance", AuthType: "password", AuthURL: os.Getenv("OS_AUTH_URL"),
+		Username: os.Getenv("OS_USERNAME"), Password: novalet.Secret(os.Getenv("OS_PASSWORD")),
+		UserDomainName: "Default", ProjectDomainName: "Default", ProjectName: os.Getenv("OS_PROJECT_NAME"),
+		RegionName: os.Getenv("OS_REGION_NAME"), ValidInterfaces: []string{"public"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// createImage makes a queued image and removes it with the test.
+func createImage(t *testing.T, s *keystone.Session, fields map[string]any) string {
+	t.Helper()
+	ctx := context.Background()
+	c, err := s.Client(ctx, "image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := newRequest(ctx, http.MethodPost, imageBase(c.Endpoint)+"images", bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := call(c, req, "create image", http.StatusCreated)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var rec ImageRecord
+	if err := json.NewDecoder(resp.Body).Decode(&rec); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := NewGlance(s).Delete(context.Background(), novalet.RequestContext{}, rec.ID); err != nil {
+			t.Error(err)
+		}
+	})
+	return rec.ID
+}
+
+func TestCloudGlance(t *testing.T) {
+	s := cloudSession(t)
+	ctx := context.Background()
+	g := NewGlance(s)
+	data := gz(t, rootTar(t))
+	id := createImage(t, s, map[string]any{"name": "novalet-test", "visibility": "private"})
+	token, err := s.Token(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc := novalet.RequestContext{RequestID: "req-test", AuthToken: token}
+	if err := g.Update(ctx, rc, id, ImageUpdate{DiskFormat: "raw", ContainerFormat: "bare",
+		Properties: map[string]string{"novalet_test": "a/b", "os_type": "linux"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Upload(ctx, rc, id, bytes.NewReader(data), int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	rec, err := g.Get(ctx, rc, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rec.Status != "active" || rec.Size != int64(len(data)) || rec.Properties["novalet_test"] != "a/b" || rec.HashValue == "" {
+		t.Errorf("record is %+v", rec)
+	}
+	body, start, err := g.Download(ctx, rc, id, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(body)
+	if body.Close(); err != nil || !bytes.Equal(b, data[start:]) {
+		t.Errorf("download from %d gives %d bytes, %v", start, len(b), err)
+	}
+	// A token that is no longer accepted gives way to the service credentials.
+	expired := novalet.RequestContext{AuthToken: "gAAAAA-expired"}
+	if _, err := g.Get(ctx, expired, id); err != nil {
+		t.Errorf("with an expired token: %v", err)
+	}
+	bothWays(t, func(t *testing.T, change func(*Options)) {
+		st := openStore(t, "", func(o *Options) { o.Glance = g; change(o) })
+		img, err := st.Prepare(ctx, &novalet.ImageRequest{Context: rc, ImageID: id, InstanceUUID: "inst-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img.Kind != novalet.KindMachine || img.Format != "root-tar.gzip" {
+			t.Errorf("got %+v", img)
+		}
+	})
+}
