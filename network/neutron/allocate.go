@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -84,6 +85,11 @@ type binder struct {
 	ext         map[string]bool
 	groups      []string
 	undo        *cleanup.Stack
+
+	mu   sync.Mutex
+	made []string // ports that this request made
+	// unsure: a request that makes ports ended without an answer.
+	unsure bool
 }
 
 func (b *binder) run(ctx context.Context, want []wanted) (novalet.NetworkInfo, error) {
@@ -107,7 +113,6 @@ func (b *binder) run(ctx context.Context, want []wanted) (novalet.NetworkInfo, e
 	var f *facts
 	g.Go(func() (err error) { f, err = b.a.gather(gctx, b.admin, ids, floating); return err })
 	if len(create) > 0 {
-		// Whatever becomes of the request that makes them, ports of this instance that nobody knew before are ours.
 		b.undo.Add("delete new ports", func(ctx context.Context) error { return b.deleteNew(ctx, want) })
 		g.Go(func() error { return b.create(gctx, want, create, ports) })
 	}
@@ -313,16 +318,17 @@ func (b *binder) post(ctx context.Context, by *caller, want []wanted, idx []int,
 	if len(bodies) == 1 {
 		var out struct{ Port *port }
 		if err := by.post(ctx, "ports", map[string]any{"port": bodies[0]}, &out); err != nil {
-			return err
+			return b.note(nil, err)
 		}
 		got = []*port{out.Port}
 	} else {
 		var out struct{ Ports []*port }
 		if err := by.post(ctx, "ports", map[string]any{"ports": bodies}, &out); err != nil {
-			return err
+			return b.note(nil, err)
 		}
 		got = out.Ports
 	}
+	_ = b.note(got, nil)
 	if len(got) != len(idx) {
 		return fmt.Errorf("%w: create ports: %d asked for, %d made", novalet.ErrTryAgain, len(idx), len(got))
 	}
@@ -348,11 +354,33 @@ func (b *binder) post(ctx context.Context, by *caller, want []wanted, idx []int,
 	return nil
 }
 
-// deleteNew deletes the instance's ports that it did not have before and did not bring.
+// note remembers what a request made, or that nobody can tell.
+func (b *binder) note(ports []*port, err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range ports {
+		if p != nil && uuidRE.MatchString(p.ID) {
+			b.made = append(b.made, p.ID)
+		}
+	}
+	if err != nil && (status(err) == 0 || status(err) >= http.StatusInternalServerError) {
+		b.unsure = true
+	}
+	return err
+}
+
+// deleteNew deletes the ports that were made. Where that is not known, these are the instance's ports that are neither in
+// its network info nor brought along: ports of an earlier try go too, which is what is wanted of them.
 func (b *binder) deleteNew(ctx context.Context, want []wanted) error {
+	b.mu.Lock()
+	ids, unsure := b.made, b.unsure
+	b.mu.Unlock()
+	if !unsure {
+		return deletePorts(ctx, b.admin, ids)
+	}
 	have, err := b.a.instancePorts(ctx, b.admin, b.r.Instance)
 	if err != nil {
-		return err
+		return errors.Join(deletePorts(ctx, b.admin, ids), err)
 	}
 	keep := map[string]bool{}
 	for _, v := range b.r.Instance.NetworkInfo {
@@ -363,9 +391,8 @@ func (b *binder) deleteNew(ctx context.Context, want []wanted) error {
 			keep[w.port.ID] = true
 		}
 	}
-	var ids []string
 	for _, p := range have {
-		if !keep[p.ID] {
+		if !keep[p.ID] && !slices.Contains(ids, p.ID) {
 			ids = append(ids, p.ID)
 		}
 	}
