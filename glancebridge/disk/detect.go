@@ -8,6 +8,7 @@ import (
 	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
 	"github.com/novalet/novalet/glancebridge/disk/qcow2"
+	"github.com/novalet/novalet/glancebridge/disk/squashfs"
 	"github.com/novalet/novalet/glancebridge/disk/vmdk"
 )
 
@@ -115,6 +116,9 @@ func fileSystems(b []byte) []hit {
 	var all []hit
 	if ext4.Detect(b) {
 		all = append(all, hit{kind: "ext4"})
+	}
+	if squashfs.Detect(b) {
+		all = append(all, hit{kind: "squashfs"})
 	}
 	for _, f := range members {
 		if has(b, f.off, f.magic) {

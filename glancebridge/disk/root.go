@@ -11,6 +11,7 @@ import (
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
 	"github.com/novalet/novalet/glancebridge/disk/internal/walk"
 	"github.com/novalet/novalet/glancebridge/disk/part"
+	"github.com/novalet/novalet/glancebridge/disk/squashfs"
 )
 
 // root finds the root file system of a disk.
@@ -176,6 +177,9 @@ func open(ctx context.Context, d blockio.Disk, hits []hit) (walk.FS, string, err
 			return nil, "", err
 		}
 		return fs, fs.Name(), nil
+	case "squashfs":
+		fs, err := squashfs.Open(ctx, d)
+		return fs, "squashfs", err
 	}
 	return nil, "", verdict.Unsupported("use ext4", "%s is not read yet", hits[0].kind)
 }

@@ -247,17 +247,16 @@ func (w *walker) entry(d *dir, e dirent) (*dir, error) {
 	if n.Type != layer.TypeRegular {
 		return nil, w.sink(&n.Entry, empty{})
 	}
+	// The size is looked at first: it bounds the work on the map.
+	if w.bytes += n.Size; n.Size < 0 || w.bytes > w.lim.FileBytes || w.bytes < 0 {
+		return nil, verdict.Limit("its files, holes included, are larger than %d bytes", w.lim.FileBytes)
+	}
 	f, err := w.fs.Open(n)
 	if err != nil {
 		return nil, err
 	}
-	w.data += f.Data()
-	w.bytes += n.Size
-	if w.data > w.lim.DataBytes || w.data < 0 {
+	if w.data += f.Data(); w.data > w.lim.DataBytes || w.data < 0 {
 		return nil, verdict.Limit("its files hold more than %d bytes", w.lim.DataBytes)
-	}
-	if w.bytes > w.lim.FileBytes || w.bytes < 0 {
-		return nil, verdict.Limit("its files, holes included, are larger than %d bytes", w.lim.FileBytes)
 	}
 	n.Holes = f.Holes()
 	return nil, w.sink(&n.Entry, &content{ctx: w.ctx, f: f, left: n.Size, w: w})
