@@ -6,6 +6,7 @@ bootstrap.py identity PASSWORD_FILE           services, end points, projects, us
 bootstrap.py ready PASSWORD_FILE BINARY...    wait for nova's services and those agents to be alive
 bootstrap.py resources PASSWORD_FILE          flavors, image, networks, routers
 bootstrap.py empty PASSWORD_FILE              delete every server
+bootstrap.py forget PASSWORD_FILE HOST        remove the records of a compute host that has no servers
 """
 import base64
 import hashlib
@@ -179,8 +180,16 @@ def empty(password):
         time.sleep(0.5)
 
 
+def forget(password, host):
+    c = connect(password)
+    for a in c.network.agents(host=host):
+        c.network.delete_agent(a)
+    for s in c.compute.services(host=host, binary='nova-compute'):
+        c.compute.delete_service(s)
+
+
 if __name__ == '__main__':
-    commands = {f.__name__: f for f in (broker, identity, ready, resources, empty)}
+    commands = {f.__name__: f for f in (broker, identity, ready, resources, empty, forget)}
     if len(sys.argv) < 3 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     with open(sys.argv[2]) as f:

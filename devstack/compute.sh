@@ -1,10 +1,11 @@
 #!/bin/bash
-# compute.sh start | stop | restart | kill9 | log  novalet
-# compute.sh start HOST's twin of stock Nova:  compute.sh start | stop | log  stock HOST [fake.FakeDriver]
+# compute.sh start|stop|restart|kill9|log novalet
+# compute.sh start|stop|log stock HOST [DRIVER]
 #
-# novalet runs as COMPUTE_HOST. A stock nova-compute with the fake driver (which starts nothing and plugs
-# nothing) runs as HOST, to compare with: tools/fake_l2_agent.py makes Neutron bind ports there.
-# HTTP_DEBUG=1: the stock one logs its REST requests.
+# novalet runs as COMPUTE_HOST. To compare with, a stock nova-compute runs as HOST with a fake driver (default
+# fake.FakeDriver), which starts nothing and plugs nothing: tools/fake_l2_agent.py makes Neutron bind ports
+# there. stop removes the records of HOST, too, so that nothing is scheduled to it.
+# NOWAIT=1: do not wait until Nova schedules to the host. HTTP_DEBUG=1: the stock one logs its REST requests.
 set -u
 # shellcheck source=devstack/vars.sh
 . "$(dirname "$0")/vars.sh"
@@ -56,7 +57,8 @@ case $action-$kind in
     restart-novalet) stop_novalet; start_novalet ;;
     kill9-novalet)   p=$(pid_of novalet) || die "novalet does not run"; kill -KILL "$p"; rm -f "$RUN/novalet.pid"; say "   killed novalet ($p)" ;;
     start-stock)     start_stock "${4-fake.FakeDriver}" ;;
-    stop-stock)      stop "$name" 40; stop "fake-l2-$host" 5 ;;
+    stop-stock)      stop "$name" 40; stop "fake-l2-$host" 5
+                     /usr/bin/python3 "$HERE/bootstrap.py" forget "$PASSWORD_FILE" "$host" || say "   Nova keeps the records of $host" ;;
     log-*)           say "== $LOG/$name.log"; tail -n "${LINES:-200}" "$LOG/$name.log" ;;
     *) usage ;;
 esac

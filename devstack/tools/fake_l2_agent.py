@@ -14,17 +14,22 @@ ADDRESS = '10.200.0.9'      # a tunnel end that nobody answers at
 
 def chassis(host):
     def sb(*args):
-        subprocess.run(['ovn-sbctl', '--timeout=10', *args], check=True)
+        return subprocess.run(['ovn-sbctl', '--timeout=10', *args], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     def gone(*_):
-        sb('--if-exists', 'chassis-del', host)
+        sb('--if-exists', 'destroy', 'Chassis_Private', host, '--', '--if-exists', 'chassis-del', host)
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, gone)
-    sb('--may-exist', 'chassis-add', host, 'geneve', ADDRESS, '--', 'set', 'chassis', host, 'hostname=' + host)
+    sb('--may-exist', 'chassis-add', host, 'geneve', ADDRESS, '--', 'set', 'Chassis', host, 'hostname=' + host)
+    if not sb('--bare', '--columns=name', 'find', 'Chassis_Private', 'name=' + host):
+        sb('create', 'Chassis_Private', 'name=' + host, 'chassis=' + sb('--bare', '--columns=_uuid', 'find', 'Chassis', 'name=' + host))
     print('chassis of', host, flush=True)
     while True:
-        time.sleep(3600)
+        # Neutron calls a chassis dead whose nb_cfg stays behind.
+        sb('set', 'Chassis_Private', host, 'nb_cfg=' + sb('get', 'SB_Global', '.', 'nb_cfg'),
+           'nb_cfg_timestamp=%d' % (time.time() * 1000))
+        time.sleep(5)
 
 
 def agent(etc, mechanism, host):
