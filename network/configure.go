@@ -198,6 +198,22 @@ func (a *addressing) apply(link netlink.Link, index int) error {
 	want := map[netip.Prefix]bool{}
 	for _, n := range a.addrs {
 		want[n] = true
+	}
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	// What has to go goes first: with the first address of a subnet the kernel drops the others of it as well.
+	for _, h := range have {
+		n, ok := prefixOf(h.IPNet)
+		if !ok || want[n] || h.Scope != unix.RT_SCOPE_UNIVERSE || h.Flags&unix.IFA_F_PERMANENT == 0 {
+			continue
+		}
+		if err := netlink.AddrDel(link, &h); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s from %s: %w", n, name, err)
+		}
+	}
+	for _, n := range a.addrs {
 		addr := &netlink.Addr{IPNet: ipNet(n)}
 		if n.Addr().Is6() {
 			// Neutron has given the address to nobody else: no waiting for duplicates.
@@ -207,19 +223,6 @@ func (a *addressing) apply(link netlink.Link, index int) error {
 		}
 		if err := netlink.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("set address %s on %s: %w", n, name, err)
-		}
-	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", name, err)
-	}
-	for _, h := range have {
-		n, ok := prefixOf(h.IPNet)
-		if !ok || want[n] || h.Scope != unix.RT_SCOPE_UNIVERSE || h.ValidLft != 0 && h.Flags&unix.IFA_F_PERMANENT == 0 {
-			continue
-		}
-		if err := netlink.AddrDel(link, &h); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("remove address %s from %s: %w", n, name, err)
 		}
 	}
 	return a.applyRoutes(link, index)
