@@ -13,7 +13,7 @@ var reference = regexp.MustCompile(`(?i)\$(?:(\$)|([_a-z][._a-z0-9]*)|\{([_a-z][
 // maxReferences and maxExpanded bound what one value may refer to, directly and
 // through others, and its length then.
 const (
-	maxReferences = 1000
+	maxReferences = 200
 	maxExpanded   = 1 << 20
 )
 

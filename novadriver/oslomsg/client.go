@@ -204,7 +204,9 @@ func (c *Client) Call(ctx context.Context, to Target, method string, args any, r
 	// the connection breaks in between: whichever is first counts.
 	sent := make(chan error, 1)
 	sendCtx, stopSending := context.WithCancel(ctx)
-	go func() { sent <- c.send(sendCtx, to, body, time.Until(deadlineOf(ctx))) }()
+	// Whole seconds, as oslo sends them.
+	expiration := (time.Until(deadlineOf(ctx)) + time.Second - 1).Truncate(time.Second)
+	go func() { sent <- c.send(sendCtx, to, body, expiration) }()
 	sending := true
 	defer func() {
 		stopSending()

@@ -111,10 +111,12 @@ func TestFailure(t *testing.T) {
 				})
 				d.Reply("too late")
 			},
-			"bad_result":  func(_ context.Context, d *oslomsg.Delivery) { d.Reply(func() {}) },
-			"bad_failure": func(_ context.Context, d *oslomsg.Delivery) { d.Fail(&oslomsg.Failure{Class: "Odd", Kwargs: map[string]any{"f": func() {}}}) },
-			"silent":      func(context.Context, *oslomsg.Delivery) {},
-			"panics":      func(context.Context, *oslomsg.Delivery) { panic("oops") },
+			"bad_result": func(_ context.Context, d *oslomsg.Delivery) { d.Reply(func() {}) },
+			"bad_failure": func(_ context.Context, d *oslomsg.Delivery) {
+				d.Fail(&oslomsg.Failure{Class: "Odd", Kwargs: map[string]any{"f": func() {}}})
+			},
+			"silent": func(context.Context, *oslomsg.Delivery) {},
+			"panics": func(context.Context, *oslomsg.Delivery) { panic("oops") },
 		})})
 		_, err := p.call(t, "stop", nil)
 		var remote *oslomsg.RemoteError
