@@ -67,7 +67,10 @@ func decodeBuild(d *Driver, r *request, op *novalet.Operation) error {
 		Retry map[string]json.RawMessage `json:"retry"`
 	}
 	_ = json.Unmarshal(r.args["filter_properties"], &filter)
-	if b.MayReschedule = op.Method == novalet.MethodBuild && filter.Retry != nil; b.MayReschedule {
+	// Without a further host the conductor would only put its own words over the reason of the failure.
+	var hosts []json.RawMessage
+	exhausted := json.Unmarshal(r.args["host_list"], &hosts) == nil && hosts != nil && len(hosts) == 0
+	if b.MayReschedule = op.Method == novalet.MethodBuild && filter.Retry != nil && !exhausted; b.MayReschedule {
 		// What the conductor needs again; the instance is in op.Instance.
 		keep := args{}
 		for _, k := range []string{
