@@ -36,10 +36,9 @@ stop epmd
 
 if [ "${1-}" = --wipe ]; then
     phase "clean the host"
+    "$HERE/host.sh" guests
     "$HERE/host.sh" clean
     "$HERE/host.sh" restore
-    # What is still mounted below the state folder must never be deleted through.
-    awk -v s="$STATE/" 'index($5, s) == 1 {print $5}' /proc/self/mountinfo | sort -r | while read -r m; do umount "$(printf '%b' "$m")"; done
     rm -rf --one-file-system "$STATE" || exit 1
     rm -f /run/lock/novalet-cloud.lock
 else

@@ -1,8 +1,9 @@
 #!/bin/bash
-# host.sh save | up | clean | restore: what the cloud changes on the host itself.
+# host.sh save | up | clean | guests | restore: what the cloud changes on the host itself.
 #   save     note, before the first start, what restore brings back
 #   up       bridges (and Open vSwitch) for NET
 #   clean    remove the bridges, name spaces, filter chains and sets that Neutron's agents leave behind
+#   guests   end what an agent left running below its cgroup: instances and their keepers outlive it by design
 #   restore  kernel settings and empty filter tables as they were at save
 set -u
 # shellcheck source=devstack/vars.sh
@@ -81,6 +82,32 @@ clean() {
     unfilter
 }
 
+guests() {
+    local groups=() g p m end=$((SECONDS + 20))
+    # Another agent of this host (novalet demo) uses the same groups.
+    for p in /proc/[0-9]*; do
+        [ "$(cat "$p/comm" 2>/dev/null)" != novalet ] || { say "   another novalet runs (${p#/proc/}): its groups are left alone"; return 0; }
+    done
+    for g in /sys/fs/cgroup/novalet /sys/fs/cgroup/*/novalet; do [ -d "$g" ] && groups+=("$g"); done
+    while [ ${#groups[@]} -gt 0 ] && [ $SECONDS -lt $end ]; do
+        # Frozen processes of cgroup v1 die when they thaw.
+        find "${groups[@]}" -name freezer.state -exec sh -c 'for f; do echo THAWED >"$f"; done' thaw {} + 2>/dev/null
+        find "${groups[@]}" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u | while read -r p; do kill -KILL "$p" 2>/dev/null; done
+        find "${groups[@]}" -depth -type d -exec rmdir {} + 2>/dev/null
+        local left=()
+        for g in "${groups[@]}"; do [ -d "$g" ] && left+=("$g"); done
+        groups=("${left[@]}")
+        [ ${#groups[@]} = 0 ] || sleep 0.2
+    done
+    [ ${#groups[@]} = 0 ] || say "   left: ${groups[*]}"
+    # What is still mounted below the state folder must never be deleted through.
+    awk -v s="$STATE/" 'index($5, s) == 1 {print $5}' /proc/self/mountinfo | sort -r | while read -r m; do umount "$(printf '%b' "$m")"; done
+    losetup -l -n -O NAME,BACK-FILE 2>/dev/null | while read -r p m; do
+        case $m in "$STATE"/*) losetup -d "$p" ;; esac
+    done
+    return 0
+}
+
 restore() {
     local f v
     [ -e "$B/settings" ] || return 0
@@ -100,6 +127,6 @@ restore() {
 }
 
 case ${1-} in
-    save|up|clean|restore) "$1" ;;
-    *) echo "usage: host.sh save | up | clean | restore" >&2; exit 2 ;;
+    save|up|clean|guests|restore) "$1" ;;
+    *) echo "usage: host.sh save | up | clean | guests | restore" >&2; exit 2 ;;
 esac

@@ -18,10 +18,10 @@ if running neutron-server && [ "${SAVED_NET-$NET} ${SAVED_COMPUTE_HOST-$COMPUTE_
     die "the cloud runs with NET=$SAVED_NET COMPUTE_HOST=$SAVED_COMPUTE_HOST: run $HERE/down.sh first"
 fi
 mkdir -p "$STATE" && touch "$STATE/.novalet-cloud" || exit 1
-mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,mysql,horizon,keystone,nova/{instances,lock},novalet} \
+mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,mysql,horizon,keystone,nova/{instances,lock}} \
     "$STATE"/glance/{images,staging,tasks,cache,lock} "$STATE/$NEUTRON/lock" || exit 1
 # Services that give up root (dnsmasq, the databases) must pass through $STATE; the rest is root's.
-chmod 755 "$STATE"; chmod 700 "$ETC" "$LOG" "$RUN" "$STATE"/{keystone,glance,nova,novalet,horizon}
+chmod 755 "$STATE"; chmod 700 "$ETC" "$LOG" "$RUN" "$STATE"/{keystone,glance,nova,horizon}
 cat >"$STATE/settings" <<S
 SAVED_RELEASE=$RELEASE SAVED_NET=$NET SAVED_COMPUTE_HOST=$COMPUTE_HOST
 S
@@ -57,7 +57,7 @@ users() {
     local d
     for d in keystone glance placement nova_api nova nova_cell0 neutron_{linuxbridge,ovs,ovn} heat; do
         echo "CREATE DATABASE IF NOT EXISTS $d CHARACTER SET utf8mb3; GRANT ALL ON $d.* TO 'openstack'@'127.0.0.1' IDENTIFIED BY '$PASSWORD';"
-    done | sql
+    done | sql mysql
 }
 once databases users || exit 1
 
