@@ -10,6 +10,7 @@ import (
 	"github.com/novalet/novalet/glancebridge/disk/qcow2"
 	"github.com/novalet/novalet/glancebridge/disk/squashfs"
 	"github.com/novalet/novalet/glancebridge/disk/vmdk"
+	"github.com/novalet/novalet/glancebridge/disk/xfs"
 )
 
 // Format is how a file holds a disk.
@@ -116,6 +117,9 @@ func fileSystems(b []byte) []hit {
 	var all []hit
 	if ext4.Detect(b) {
 		all = append(all, hit{kind: "ext4"})
+	}
+	if xfs.Detect(b) {
+		all = append(all, hit{kind: "xfs"})
 	}
 	if squashfs.Detect(b) {
 		all = append(all, hit{kind: "squashfs"})

@@ -12,6 +12,7 @@ import (
 	"github.com/novalet/novalet/glancebridge/disk/internal/walk"
 	"github.com/novalet/novalet/glancebridge/disk/part"
 	"github.com/novalet/novalet/glancebridge/disk/squashfs"
+	"github.com/novalet/novalet/glancebridge/disk/xfs"
 )
 
 // root finds the root file system of a disk.
@@ -177,6 +178,9 @@ func open(ctx context.Context, d blockio.Disk, hits []hit) (walk.FS, string, err
 			return nil, "", err
 		}
 		return fs, fs.Name(), nil
+	case "xfs":
+		fs, err := xfs.Open(ctx, d, xfs.Options{})
+		return fs, "xfs", err
 	case "squashfs":
 		fs, err := squashfs.Open(ctx, d)
 		return fs, "squashfs", err

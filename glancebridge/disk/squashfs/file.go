@@ -2,7 +2,6 @@ package squashfs
 
 import (
 	"io"
-	"sync"
 
 	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
 	"github.com/novalet/novalet/glancebridge/disk/internal/cluster"
@@ -178,22 +177,7 @@ func (f *FS) unpack(all []*work) {
 			w.err = unpackError(err, w.at)
 		}
 	}
-	workers := min(cluster.Workers(), len(all))
-	if workers < 2 {
-		for _, w := range all {
-			do(w)
-		}
-		return
-	}
-	var wg sync.WaitGroup
-	for k := range workers {
-		wg.Go(func() {
-			for ; k < len(all); k += workers {
-				do(all[k])
-			}
-		})
-	}
-	wg.Wait()
+	cluster.Each(len(all), func(k int) { do(all[k]) })
 }
 
 // tail reads what a fragment holds of the file.

@@ -7,12 +7,11 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/zlib"
-	"github.com/klauspost/compress/zstd"
 
-	"github.com/novalet/novalet/glancebridge/disk/internal/cluster"
 	"github.com/novalet/novalet/glancebridge/disk/internal/lz4"
 	"github.com/novalet/novalet/glancebridge/disk/internal/lzma"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
+	"github.com/novalet/novalet/glancebridge/disk/internal/zst"
 )
 
 // unpacker undoes the compression of one block: it fills out or less, and never needs more. It is safe for concurrent
@@ -34,12 +33,11 @@ func newUnpacker(kind uint16) (unpacker, error) {
 	case 5:
 		return lz{}, nil
 	case 6:
-		dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(cluster.Workers()), zstd.WithDecoderMaxMemory(maxBlock),
-			zstd.WithDecoderMaxWindow(8<<20), zstd.WithDecoderLowmem(true))
+		dec, err := zst.New(maxBlock)
 		if err != nil {
 			return nil, err
 		}
-		return &zst{dec: dec}, nil
+		return &zstd{dec: dec}, nil
 	}
 	return nil, verdict.Unsupported(pack, "squashfs: the kind of compression (%d) is not known", kind)
 }
@@ -51,8 +49,6 @@ func unpackError(err error, at int64) error {
 	}
 	return verdict.Damaged("squashfs: the block at byte %d does not unpack", at)
 }
-
-var errSize = errors.New("squashfs: the block is too large")
 
 type gzip struct{ pool sync.Pool }
 
@@ -107,12 +103,6 @@ type lz struct{}
 
 func (lz) unpack(out, in []byte) (int, error) { return lz4.Block(out, in) }
 
-type zst struct{ dec *zstd.Decoder }
+type zstd struct{ dec *zst.Decoder }
 
-func (z *zst) unpack(out, in []byte) (int, error) {
-	b, err := z.dec.DecodeAll(in, out[:0:len(out)])
-	if err == nil && len(b) > len(out) {
-		err = errSize
-	}
-	return len(b), err
-}
+func (z *zstd) unpack(out, in []byte) (int, error) { return z.dec.All(out, in) }

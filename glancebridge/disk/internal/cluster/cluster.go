@@ -151,31 +151,34 @@ func (d *Disk) run(jobs []job) error {
 			return err
 		}
 	}
-	if len(whole) < 2 {
-		for _, j := range whole {
-			if err := d.load(j.c, j.dst); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	var wg sync.WaitGroup
-	n := min(Workers(), len(whole))
-	errs := make([]error, n)
-	for w := range n {
-		wg.Go(func() {
-			for k := w; k < len(whole) && errs[w] == nil; k += n {
-				errs[w] = d.load(whole[k].c, whole[k].dst)
-			}
-		})
-	}
-	wg.Wait()
+	errs := make([]error, len(whole))
+	Each(len(whole), func(k int) { errs[k] = d.load(whole[k].c, whole[k].dst) })
 	for _, err := range errs {
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Each calls do for every number below n, from a few goroutines that have ended when it returns.
+func Each(n int, do func(k int)) {
+	workers := min(Workers(), n)
+	if workers < 2 {
+		for k := range n {
+			do(k)
+		}
+		return
+	}
+	var wg sync.WaitGroup
+	for k := range workers {
+		wg.Go(func() {
+			for ; k < n; k += workers {
+				do(k)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func (d *Disk) part(j job) error {

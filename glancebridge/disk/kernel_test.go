@@ -1,0 +1,141 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/glancebridge/disk/internal/disktest"
+	"github.com/novalet/novalet/internal/hosttest"
+)
+
+// mount mounts an image until the test or the returned function ends it.
+func mount(t *testing.T, img, options string) (string, func()) {
+	t.Helper()
+	dir := t.TempDir()
+	disktest.Run(t, "mount", "-o", "loop,"+options, img, dir)
+	done := false
+	end := func() {
+		t.Helper()
+		if !done {
+			done = true
+			disktest.Run(t, "umount", dir)
+		}
+	}
+	t.Cleanup(end)
+	return dir, end
+}
+
+// populate fills a mounted file system with the common tree and what only it can hold.
+func populate(t *testing.T, dir string, s disktest.Shape, keys int) {
+	t.Helper()
+	disktest.Tree(t, dir, s)
+	big := filepath.Join(dir, "usr/lib/attributes")
+	if err := os.WriteFile(big, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for k := range keys {
+		if err := unix.Setxattr(big, fmt.Sprintf("user.key-%02d", k), []byte(strings.Repeat("v", 4*k)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// fragment makes a file with many pieces, written backwards.
+func fragment(t *testing.T, name string, pieces int64) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for k := pieces - 1; k >= 0; k-- {
+		if _, err := fmt.Fprintf(&offsetWriter{f, k * 8192}, "piece %d", k); err != nil {
+			t.Fatal(err)
+		}
+		if k%16 == 0 {
+			if err := f.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, pieces*8192, 1<<20); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Fatal(err)
+	}
+}
+
+type offsetWriter struct {
+	f   *os.File
+	off int64
+}
+
+func (w *offsetWriter) Write(p []byte) (int, error) { return w.f.WriteAt(p, w.off) }
+
+// largeAttr adds an attribute that has blocks of its own.
+func largeAttr(t *testing.T, dir string, size int) {
+	t.Helper()
+	name := filepath.Join(dir, "usr/lib/attributes")
+	if err := unix.Setxattr(name, "user.large", []byte(strings.Repeat("large ", size/6)), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKernel compares with what the kernel that wrote a file system says of it.
+func TestKernel(t *testing.T) {
+	hosttest.RequireRoot(t)
+	many := disktest.Small
+	many.Files = 4000
+	for _, c := range []struct {
+		mkfs  string
+		size  string
+		shape disktest.Shape
+		attr  int
+	}{
+		{"mkfs.ext4 -F -q -b 4096", "64M", many, 0},
+		{"mkfs.ext4 -F -q -b 1024 -O ea_inode -N 20000", "64M", many, 2000},
+		{"mkfs.ext4 -F -q -O inline_data,ea_inode -b 4096 -I 512 -N 20000", "64M", many, 60000},
+		{"mkfs.ext4 -F -q -O bigalloc,inline_data", "64M", disktest.Small, 0},
+		{"mkfs.ext4 -F -q -O large_dir", "64M", many, 0},
+		{"mkfs.ext3 -F -q -b 1024 -N 20000", "64M", many, 0},
+		{"mkfs.ext2 -F -q -b 1024 -N 20000 -I 128", "64M", many, 0},
+		{"mkfs.xfs -q", "320M", many, 60000},
+		{"mkfs.xfs -q -b size=1024 -n size=8192 -i size=512", "320M", many, 60000},
+		{"mkfs.xfs -q -m bigtime=1,inobtcount=1,reflink=1 -i sparse=1,nrext64=1", "320M", many, 60000},
+	} {
+		t.Run(c.mkfs, func(t *testing.T) {
+			args := strings.Fields(c.mkfs)
+			disktest.Tool(t, "e2fsprogs xfsprogs btrfs-progs", args[0])
+			img := filepath.Join(disktest.ImageDir(t), "img")
+			disktest.Run(t, "truncate", "-s", c.size, img)
+			disktest.Run(t, args[0], append(args[1:], img)...)
+			dir, end := mount(t, img, "rw")
+			keys := 5
+			if c.attr > 2000 {
+				keys = 30
+			}
+			populate(t, dir, c.shape, keys)
+			fragment(t, filepath.Join(dir, "usr/lib/pieces"), 600)
+			if c.attr > 0 {
+				largeAttr(t, dir, c.attr)
+			}
+			unix.Sync()
+			end()
+			dir, end = mount(t, img, "ro")
+			want := disktest.FromDir(t, dir)
+			end()
+			i := mustOpen(t, img, Options{})
+			got := disktest.FromWalk(t, i.Walk)
+			disktest.Compare(t, want, got, disktest.Ignore{Xattrs: func(_, key string) bool {
+				return strings.HasPrefix(key, "trusted.SGI_ACL_") // the kernel shows access lists twice
+			}})
+			if d := got["home/user/sparse"].Data; d > 512<<10 {
+				t.Errorf("the sparse file has %d bytes of data", d)
+			}
+		})
+	}
+}
