@@ -1,0 +1,235 @@
+// Package engine runs containers: it serves novalet.Runtime with the kernel's own means and no daemon beside.
+//
+// What must outlive the agent lives in keepers, small processes of a second program (see engine/monitor): they are
+// the parents of the instances' inits. This package finds them again when it opens. Per instance it keeps a
+// directory under StateDir, with the record (what was asked for), the writable root and the console log; per
+// keeper a socket and a log under RunDir. It makes cgroups below one name (see engine/cgroup).
+//
+// Goroutines: one per keeper, that listens for events; one that removes what Destroy has put aside; one per event
+// of an exit, that tidies up. Close ends them and leaves keepers and containers running.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/engine/cgroup"
+	"github.com/novalet/novalet/engine/shim"
+)
+
+// Options say where an engine keeps things. Zero values are the defaults.
+type Options struct {
+	// StateDir survives host boots: records, roots, console logs. Default /var/lib/novalet.
+	StateDir string
+	// RunDir does not: sockets of the keepers. Default /run/novalet.
+	RunDir string
+	// CgroupRoot is the sub-tree's name in each hierarchy, a relative path. Default "novalet".
+	CgroupRoot string
+	// UIDBase is the first host id of the first instance's range, UIDCount the ids of each. Defaults 1<<20 and
+	// 65536. UIDMax bounds the ids used; default all 32 bits less the last.
+	UIDBase  uint32
+	UIDCount uint32
+	UIDMax   uint32
+	// KeeperCapacity is how many instances one keeper serves. Default 64.
+	KeeperCapacity int
+	// ConsoleLogBytes bounds an instance's console log on disk. Default 1 MiB.
+	ConsoleLogBytes int64
+	// StartTimeout bounds the set-up of a root inside. Default one minute.
+	StartTimeout time.Duration
+	// ShimPath is the second program; empty uses the one that this binary carries (build tag shim).
+	ShimPath string
+	// MaxInstances bounds the instances of this host; 0 is bounded by ids only.
+	MaxInstances int
+	// Logger gets one line per transition. Default slog.Default.
+	Logger *slog.Logger
+}
+
+func (o *Options) fill() {
+	if o.StateDir == "" {
+		o.StateDir = "/var/lib/novalet"
+	}
+	if o.RunDir == "" {
+		o.RunDir = "/run/novalet"
+	}
+	if o.CgroupRoot == "" {
+		o.CgroupRoot = "novalet"
+	}
+	if o.UIDBase == 0 {
+		o.UIDBase = 1 << 20
+	}
+	if o.UIDCount == 0 {
+		o.UIDCount = 65536
+	}
+	if o.UIDMax == 0 {
+		o.UIDMax = 1<<32 - 2
+	}
+	if o.KeeperCapacity <= 0 {
+		o.KeeperCapacity = 64
+	}
+	if o.ConsoleLogBytes <= 0 {
+		o.ConsoleLogBytes = 1 << 20
+	}
+	if o.StartTimeout <= 0 {
+		o.StartTimeout = time.Minute
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+}
+
+// Engine is a novalet.Runtime.
+type Engine struct {
+	o      Options
+	log    *slog.Logger
+	cg     *cgroup.Manager
+	prog   *os.File
+	bootID string
+	cpus   []int // that instances may be put on
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	mu        sync.Mutex
+	instances map[string]*instance
+	slots     map[int]string
+	keepers   map[string]*keeper
+	subs      map[*subscriber]struct{}
+	spawning  sync.Mutex
+}
+
+var _ novalet.Runtime = (*Engine)(nil)
+
+// errClosed is the cause of an engine's end.
+var errClosed = errors.New("engine closed")
+
+// instance is the agent's side of one container. op orders the operations on it; rec and keeper change under op and
+// mu, and are read under either.
+type instance struct {
+	op sync.Mutex
+
+	mu     sync.Mutex
+	rec    record
+	keeper *keeper // nil when no keeper has it
+	saved  bool    // the record is on disk
+}
+
+// Open finds the keepers and instances of an earlier agent and takes them over. An instance whose record cannot be
+// read is left alone and named in the log. It needs root.
+func Open(o Options) (*Engine, error) {
+	o.fill()
+	for _, d := range []string{o.StateDir, o.RunDir} {
+		if !filepath.IsAbs(d) {
+			return nil, fmt.Errorf("open engine: %s is not an absolute path", d)
+		}
+	}
+	for _, d := range []string{o.StateDir, filepath.Join(o.StateDir, "instances"), filepath.Join(o.StateDir, "trash"), o.RunDir, filepath.Join(o.RunDir, "keepers")} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return nil, fmt.Errorf("open engine: %w", err)
+		}
+	}
+	if err := os.Chmod(filepath.Join(o.RunDir, "keepers"), 0o700); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	layout, err := cgroup.Detect()
+	if err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	cg, err := cgroup.NewManager(layout, o.CgroupRoot)
+	if err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	prog, err := shim.Open(o.ShimPath)
+	if err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		prog.Close()
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	e := &Engine{o: o, log: o.Logger, cg: cg, prog: prog, bootID: strings.TrimSpace(string(boot)),
+		instances: map[string]*instance{}, slots: map[int]string{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}}
+	for i := range runtime.NumCPU() {
+		e.cpus = append(e.cpus, i)
+	}
+	e.ctx, e.cancel = context.WithCancelCause(context.Background())
+	if err := e.adopt(); err != nil {
+		e.Close()
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		e.emptyTrash()
+	}()
+	return e, nil
+}
+
+// Close lets go of the keepers, which keep the containers running; a keeper without containers ends. It waits for
+// the engine's goroutines.
+func (e *Engine) Close() error {
+	e.cancel(errClosed)
+	e.mu.Lock()
+	var ks []*keeper
+	for _, k := range e.keepers {
+		ks = append(ks, k)
+	}
+	e.mu.Unlock()
+	for _, k := range ks {
+		k.release()
+	}
+	e.wg.Wait()
+	return e.prog.Close()
+}
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+// lock returns the instance with its op lock held, or nil.
+func (e *Engine) lock(id string) *instance {
+	for {
+		e.mu.Lock()
+		in := e.instances[id]
+		e.mu.Unlock()
+		if in == nil {
+			return nil
+		}
+		in.op.Lock()
+		e.mu.Lock()
+		same := e.instances[id] == in
+		e.mu.Unlock()
+		if same {
+			return in
+		}
+		in.op.Unlock()
+	}
+}
+
+// need is lock with an error.
+func (e *Engine) need(id string) (*instance, error) {
+	in := e.lock(id)
+	if in == nil {
+		return nil, fmt.Errorf("container %s: %w", id, novalet.ErrNotFound)
+	}
+	return in, nil
+}
+
+func (in *instance) get() (record, *keeper) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.rec, in.keeper
+}
+
+func (e *Engine) dir(id string) string { return filepath.Join(e.o.StateDir, "instances", id) }
+
+func (e *Engine) group(slot int) *cgroup.Group { return e.cg.Group(fmt.Sprintf("i%d", slot)) }

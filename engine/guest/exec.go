@@ -1,0 +1,70 @@
+package guest
+
+import (
+	"fmt"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/engine/monitor/wire"
+)
+
+// Exec runs inside an instance that is running already, and turns into a further process. It returns only on an
+// error. The tenant may see and disturb this process: it holds nothing but its standard streams and a socket on
+// which the keeper expects no more than one report.
+func Exec() int {
+	runtime.LockOSThread()
+	c, err := wire.NewConn(controlFd)
+	if err != nil {
+		return 125
+	}
+	var m wire.Exec
+	if _, err := c.Recv(&m); err != nil {
+		return 125
+	}
+	report(c, become(&m))
+	return 125
+}
+
+func become(m *wire.Exec) error {
+	p, err := resolve(&m.Process, m.TTY)
+	if err != nil {
+		return err
+	}
+	if err := limits(); err != nil {
+		return err
+	}
+	if _, err := unix.Setsid(); err != nil {
+		return fmt.Errorf("start session: %w", err)
+	}
+	if m.TTY {
+		if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
+			return fmt.Errorf("take terminal: %w", err)
+		}
+	}
+	for fd := range 3 {
+		// Pipes that the agent made belong to the host's root: /dev/stdout must be usable by the process.
+		_ = unix.Fchown(fd, int(p.id.uid), int(p.id.gid))
+	}
+	if err := confine(&m.Confine); err != nil {
+		return err
+	}
+	groups := make([]int, len(p.id.groups))
+	for i, g := range p.id.groups {
+		groups[i] = int(g)
+	}
+	if err := syscall.Setgroups(groups); err != nil {
+		return fmt.Errorf("set groups: %w", err)
+	}
+	if err := syscall.Setresgid(int(p.id.gid), int(p.id.gid), int(p.id.gid)); err != nil {
+		return fmt.Errorf("set group: %w", err)
+	}
+	if err := syscall.Setresuid(int(p.id.uid), int(p.id.uid), int(p.id.uid)); err != nil {
+		return fmt.Errorf("set user: %w", err)
+	}
+	if err := unix.Chdir(p.cwd); err != nil {
+		return fault("the working directory %q may not be entered by the user", p.cwd)
+	}
+	return execFault(p.args[0], unix.Exec(p.path, p.args, p.env))
+}

@@ -1,0 +1,170 @@
+// Package guest is what runs inside an instance before, and beside, the tenant's own programs: the init that
+// builds the root and the mounts and then is replaced by a machine's init, or stays as an application's; and the
+// helper that turns into a further process.
+//
+// It runs from a sealed memory file in the instance's own namespaces, as the root of its user namespace: it has
+// no rights on the host. Until its last step nothing of the tenant has run in the namespaces; what the tenant
+// can have prepared is the content of the root, and that is only opened by openat2 without a way out.
+//
+// It starts no goroutine but those of os/signal, and keeps nothing on disk.
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/engine/monitor/wire"
+)
+
+// controlFd is the socket to the keeper.
+const controlFd = 3
+
+// fault makes an error whose text is for the tenant: the image or what was asked of it is wrong.
+func fault(format string, args ...any) *wire.Error {
+	return &wire.Error{Code: wire.CodeAbort, Text: fmt.Sprintf(format, args...)}
+}
+
+// report sends an error to the keeper.
+func report(c *wire.Conn, err error) {
+	var we *wire.Error
+	if !errors.As(err, &we) {
+		we = &wire.Error{Code: wire.CodeInternal, Detail: err.Error()}
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			we.Text = "the instance's disk is full"
+		}
+	}
+	_ = c.Send(&wire.InitReport{Error: we})
+}
+
+// Init runs as the first process of an instance. It returns the exit code of an application; for a machine it
+// only returns on an error. It must be called on the main thread.
+func Init() int {
+	runtime.LockOSThread()
+	c, err := wire.NewConn(controlFd)
+	if err != nil {
+		return 125
+	}
+	var cfg wire.InitConfig
+	fds, err := c.Recv(&cfg)
+	if err != nil {
+		return 125 // never started
+	}
+	code, err := run(c, &cfg, fds)
+	if err != nil {
+		report(c, err)
+		return 125
+	}
+	return code
+}
+
+func run(c *wire.Conn, cfg *wire.InitConfig, fds []int) (int, error) {
+	if len(fds) == 0 {
+		return 0, errors.New("no root")
+	}
+	// The cgroup namespace is rooted where this process is now: in its own cgroups.
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return 0, fmt.Errorf("unshare cgroup namespace: %w", err)
+	}
+	if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
+		return 0, fmt.Errorf("set hostname: %w", err)
+	}
+	if err := newTime(); err != nil {
+		return 0, err
+	}
+	r := &root{cfg: cfg, fd: fds[0], rescue: -1}
+	if len(fds) > 1 {
+		r.rescue = fds[1]
+	}
+	if err := r.build(); err != nil {
+		return 0, err
+	}
+	if err := limits(); err != nil {
+		return 0, err
+	}
+	rep := &wire.InitReport{}
+	var start func() (int, error)
+	var err error
+	if cfg.Machine {
+		start, err = machine(cfg, rep)
+	} else {
+		start, err = application(c, cfg, rep)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if err := c.Send(rep, r.master, r.devpts); err != nil {
+		return 0, err
+	}
+	unix.Close(r.master)
+	unix.Close(r.devpts)
+	var goOn struct{}
+	if _, err := c.Recv(&goOn); err != nil {
+		return 0, err
+	}
+	if err := takeConsole(r.slave); err != nil {
+		return 0, err
+	}
+	return start()
+}
+
+// newTime gives the processes that follow a clock of their own: the monotonic and the boot clock start at zero.
+// The running process enters it when it runs another program (Linux 6.3), children at their start.
+func newTime() error {
+	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+		return fmt.Errorf("unshare time namespace: %w", err)
+	}
+	var text string
+	for name, clock := range map[string]int32{"monotonic": unix.CLOCK_MONOTONIC, "boottime": unix.CLOCK_BOOTTIME} {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(clock, &ts); err != nil {
+			return fmt.Errorf("read %s clock: %w", name, err)
+		}
+		sec, nsec := -ts.Sec, int64(0)
+		if ts.Nsec > 0 {
+			sec, nsec = sec-1, int64(time.Second)-ts.Nsec
+		}
+		text += fmt.Sprintf("%s %d %d\n", name, sec, nsec)
+	}
+	if err := os.WriteFile("/proc/self/timens_offsets", []byte(text), 0); err != nil {
+		return fmt.Errorf("set clock offsets: %w", err)
+	}
+	return nil
+}
+
+// limits sets the resource limits that programs expect. Values above what this process may have are lowered.
+func limits() error {
+	for _, l := range []struct {
+		res        int
+		soft, hard uint64
+	}{
+		{unix.RLIMIT_NOFILE, 1024, 524288},
+		{unix.RLIMIT_CORE, 0, unix.RLIM_INFINITY},
+	} {
+		var old unix.Rlimit
+		if err := unix.Getrlimit(l.res, &old); err != nil {
+			return fmt.Errorf("read limit: %w", err)
+		}
+		l.hard = min(l.hard, old.Max)
+		l.soft = min(l.soft, l.hard)
+		if err := unix.Setrlimit(l.res, &unix.Rlimit{Cur: l.soft, Max: l.hard}); err != nil {
+			return fmt.Errorf("set limit: %w", err)
+		}
+	}
+	return nil
+}
+
+// takeConsole makes the terminal stdin, stdout and stderr.
+func takeConsole(slave int) error {
+	for fd := range 3 {
+		if err := unix.Dup3(slave, fd, 0); err != nil {
+			return fmt.Errorf("open console: %w", err)
+		}
+	}
+	unix.Close(slave)
+	return nil
+}

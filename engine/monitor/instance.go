@@ -1,0 +1,388 @@
+package monitor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/engine/mnt"
+	"github.com/novalet/novalet/engine/monitor/wire"
+)
+
+// instance is one container from its creation until the agent has taken note of its end.
+//
+//	create -> created --start--> running --init exits--> exited --forget--> (gone)
+//	             \                  \ guest reboot: init runs again, still running
+//	              `-- stop or a failed start --> exited
+type instance struct {
+	k    *keeper
+	id   string
+	slot int
+	spec wire.Create
+
+	// fixed from create on
+	dir     *os.File // the instance's directory
+	cgroups []cgroupDir
+	console *console
+
+	// op serialises start, stop and the restart after a reboot.
+	op sync.Mutex
+
+	mu       sync.Mutex
+	state    string
+	pid      int
+	pidfd    *os.File
+	ctl      *wire.Conn
+	userns   int
+	netns    int
+	devpts   *os.File
+	started  *wire.Start // what a reboot starts again; files are written once
+	stopSig  unix.Signal
+	initName string
+	startAt  time.Time
+	exitAt   time.Time
+	code     int
+	oomKills int64
+	reboots  int
+	stopping bool
+	mounted  []string
+	exited   chan struct{} // closed when the last init has been reaped and will not run again
+	oom      *oomWatch
+	cleaned  sync.WaitGroup
+}
+
+// exitRecord is what is left on disk for an agent that finds no keeper.
+type exitRecord struct {
+	ExitCode  int       `json:"exit_code"`
+	ExitedAt  time.Time `json:"exited_at"`
+	StartedAt time.Time `json:"started_at"`
+	OOMKills  int64     `json:"oom_kills"`
+}
+
+// create makes the namespaces and a waiting init. An instance that exists is returned as it is.
+func (k *keeper) create(id string, m *wire.Create, fds *[]int) (*instance, error) {
+	if len(*fds) != 1+len(m.Cgroups) {
+		return nil, &wire.Error{Code: wire.CodeInternal, Detail: "create: wrong number of descriptors"}
+	}
+	if id == "" || m.UIDBase == 0 || m.UIDSize == 0 {
+		return nil, &wire.Error{Code: wire.CodeInternal, Detail: "create: incomplete"}
+	}
+	in := &instance{k: k, id: id, slot: m.Slot, spec: *m, state: wire.StateCreated, userns: -1, netns: -1, exited: make(chan struct{})}
+	in.op.Lock()
+	defer in.op.Unlock()
+	k.mu.Lock()
+	if old := k.instances[id]; old != nil {
+		k.mu.Unlock()
+		// Wait for a creation under way.
+		old.op.Lock()
+		defer old.op.Unlock()
+		return old, nil
+	}
+	if len(k.instances) >= k.cfg.Capacity {
+		k.mu.Unlock()
+		return nil, &wire.Error{Code: wire.CodeFull, Detail: fmt.Sprintf("%d instances", k.cfg.Capacity)}
+	}
+	k.instances[id] = in
+	k.mu.Unlock()
+
+	in.dir = os.NewFile(uintptr((*fds)[0]), "instance")
+	for i, ref := range m.Cgroups {
+		in.cgroups = append(in.cgroups, cgroupDir{CgroupRef: ref, dir: os.NewFile(uintptr((*fds)[i+1]), "cgroup")})
+	}
+	*fds = nil
+	err := in.prepare()
+	if err != nil {
+		in.fail()
+		k.mu.Lock()
+		delete(k.instances, id)
+		k.mu.Unlock()
+		return nil, err
+	}
+	return in, nil
+}
+
+// prepare starts the waiting init in new namespaces and takes hold of them.
+func (in *instance) prepare() error {
+	var err error
+	if in.console, err = newConsole(in.dir, in.spec.LogMax); err != nil {
+		return err
+	}
+	if err := in.spawnInit(false); err != nil {
+		return err
+	}
+	if in.userns, err = openNS(in.pid, "user"); err != nil {
+		return err
+	}
+	if in.netns, err = openNS(in.pid, "net"); err != nil {
+		return err
+	}
+	in.oom = watchOOM(in)
+	return nil
+}
+
+func openNS(pid int, name string) (int, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open %s namespace: %w", name, err)
+	}
+	return fd, nil
+}
+
+// spawnInit starts the program as the init of new namespaces, or, after a reboot of the guest, of new
+// namespaces beside its old user and network namespace.
+func (in *instance) spawnInit(again bool) error {
+	ctl, child, err := wire.Pair()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(child)
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		ctl.Close()
+		return fmt.Errorf("open null device: %w", err)
+	}
+	defer unix.Close(null)
+	const inner = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+	s := &spawnSpec{
+		files: []int{null, null, null, child},
+		prog:  in.k.cfg.Program,
+		argv:  []string{"init"},
+		// One processor and no collector: an init waits, it does not compute.
+		env:    []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB"},
+		attach: func(pid int) error { return in.attach(pid, again) },
+	}
+	flags := uintptr(inner)
+	if again {
+		s.join = []call{
+			{nr: unix.SYS_SETNS, a: [5]uintptr{uintptr(in.userns), unix.CLONE_NEWUSER}},
+			{nr: unix.SYS_SETNS, a: [5]uintptr{uintptr(in.netns), unix.CLONE_NEWNET}},
+		}
+		s.fork = &flags
+	} else {
+		s.flags = flags | unix.CLONE_NEWUSER | unix.CLONE_NEWNET
+	}
+	pid, pidfd, done, err := in.k.reaper.spawn(s)
+	if err != nil {
+		ctl.Close()
+		return err
+	}
+	in.mu.Lock()
+	in.pid, in.pidfd, in.ctl = pid, pidfd, ctl
+	in.mu.Unlock()
+	in.k.conns.Add(1)
+	go func() {
+		defer in.k.conns.Done()
+		in.ended(pid, <-done)
+	}()
+	return nil
+}
+
+// attach runs while the child waits: id maps, cgroups, the score of the out-of-memory killer.
+func (in *instance) attach(pid int, again bool) error {
+	p := "/proc/" + strconv.Itoa(pid) + "/"
+	if !again {
+		m := []byte(fmt.Sprintf("0 %d %d\n", in.spec.UIDBase, in.spec.UIDSize))
+		for _, f := range []string{"uid_map", "gid_map"} {
+			if err := os.WriteFile(p+f, m, 0); err != nil {
+				return fmt.Errorf("write %s: %w", f, err)
+			}
+		}
+	}
+	// Written from here, by a process with CAP_SYS_RESOURCE, it is also the least that the guest can choose.
+	if err := os.WriteFile(p+"oom_score_adj", []byte("0"), 0); err != nil {
+		return fmt.Errorf("reset oom score: %w", err)
+	}
+	return in.join(pid, wire.CgroupPayload)
+}
+
+// status is the instance as the agent sees it.
+func (in *instance) status() *wire.Status {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	s := &wire.Status{ID: in.id, Slot: in.slot, State: in.state, PID: in.pid, StartedAt: in.startAt, ExitedAt: in.exitAt,
+		ExitCode: in.code, OOMKills: in.oomKills, Reboots: in.reboots, Init: in.initName}
+	if in.state == wire.StateExited {
+		s.PID = 0
+	}
+	return s
+}
+
+// userNS returns the user namespace.
+func (in *instance) userNS() (int, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.userns < 0 {
+		return -1, &wire.Error{Code: wire.CodeState, Detail: "no namespaces"}
+	}
+	return in.userns, nil
+}
+
+// start hands the root to the waiting init and returns when its program runs.
+func (in *instance) start(m *wire.Start, fds *[]int) error {
+	in.op.Lock()
+	defer in.op.Unlock()
+	switch in.status().State {
+	case wire.StateRunning:
+		return nil
+	case wire.StateExited:
+		return &wire.Error{Code: wire.CodeState, Detail: "exited"}
+	}
+	want := 1
+	if m.Rescue != "" {
+		want = 2
+	}
+	if len(*fds) != want {
+		return &wire.Error{Code: wire.CodeInternal, Detail: "start: wrong number of descriptors"}
+	}
+	for i, fd := range *fds {
+		if err := in.hold(fd, i); err != nil {
+			in.kill()
+			return err
+		}
+	}
+	return in.run(m)
+}
+
+// hold attaches a root mount in the keeper's own mount namespace. It lives there until the instance has ended: so
+// the last unmount, which syncs a whole file system, waits in the keeper and in nobody else, and a reboot of
+// the guest finds the same root.
+func (in *instance) hold(fd, i int) error {
+	path := fmt.Sprintf("%s/%d.%d", rootsDir, in.slot, i)
+	if err := unix.Mkdir(path, 0o700); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("hold root: %w", err)
+	}
+	in.mu.Lock()
+	in.mounted = append(in.mounted, path)
+	in.mu.Unlock()
+	return nil
+}
+
+// run sends the start to the current init and waits until its program runs. On error the instance has ended.
+func (in *instance) run(m *wire.Start) error {
+	err := in.handOver(m)
+	if err == nil {
+		return nil
+	}
+	in.kill()
+	return err
+}
+
+func (in *instance) handOver(m *wire.Start) error {
+	var roots []int
+	defer func() { wire.CloseAll(roots) }()
+	in.mu.Lock()
+	mounted, ctl := in.mounted, in.ctl
+	in.mu.Unlock()
+	for _, p := range mounted {
+		fd, err := mnt.Clone(unix.AT_FDCWD, p)
+		if err != nil {
+			return err
+		}
+		roots = append(roots, fd)
+	}
+	deadline := time.Duration(m.DeadlineMS) * time.Millisecond
+	if deadline <= 0 {
+		deadline = time.Minute
+	}
+	ctl.SetDeadline(time.Now().Add(deadline))
+	if err := ctl.Send(&wire.InitConfig{Start: *m, ID: in.id, Hostname: in.spec.Hostname}, roots...); err != nil {
+		return fmt.Errorf("hand over to init: %w", err)
+	}
+	var rep wire.InitReport
+	got, err := ctl.Recv(&rep)
+	if err != nil {
+		return in.initFailed(err)
+	}
+	if rep.Error != nil || len(got) != 2 {
+		wire.CloseAll(got)
+		if rep.Error == nil {
+			return errors.New("init reported without its terminal")
+		}
+		return rep.Error
+	}
+	if err := in.console.attach(got[0]); err != nil {
+		wire.CloseAll(got)
+		return err
+	}
+	in.mu.Lock()
+	in.devpts = os.NewFile(uintptr(got[1]), "devpts")
+	in.stopSig, in.initName = unix.Signal(rep.StopSignal), rep.Init
+	kept := *m
+	kept.Files = nil
+	in.started = &kept
+	in.mu.Unlock()
+	if err := ctl.Send(struct{}{}); err != nil {
+		return fmt.Errorf("let init go: %w", err)
+	}
+	// An application's init reports that the program runs; a machine's closes the socket by running it.
+	rep = wire.InitReport{}
+	if _, err := ctl.Recv(&rep); err != nil && !isEOF(err) {
+		return in.initFailed(err)
+	}
+	if rep.Error != nil {
+		return rep.Error
+	}
+	ctl.SetDeadline(time.Time{})
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.state == wire.StateExited {
+		// It ran and ended already: that is a start, and an exit.
+		return nil
+	}
+	in.state = wire.StateRunning
+	if in.startAt.IsZero() {
+		in.startAt = time.Now()
+	}
+	return nil
+}
+
+// initFailed explains an init that went away or hung while it set up.
+func (in *instance) initFailed(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &wire.Error{Code: wire.CodeInternal, Text: "the set-up of the instance's root did not finish in time", Detail: err.Error()}
+	}
+	if in.oomNow() > 0 {
+		return &wire.Error{Code: wire.CodeAbort, Text: "the flavor's memory is too small to start the instance", Detail: err.Error()}
+	}
+	return fmt.Errorf("init ended during the set-up: %w", err)
+}
+
+// record writes the exit record.
+func (in *instance) record() {
+	in.mu.Lock()
+	b, err := json.Marshal(&exitRecord{ExitCode: in.code, ExitedAt: in.exitAt, StartedAt: in.startAt, OOMKills: in.oomKills})
+	in.mu.Unlock()
+	if err == nil {
+		err = writeAt(int(in.dir.Fd()), "exit.json", b)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "keeper: write exit record:", err)
+	}
+}
+
+// writeAt replaces a file in a directory.
+func writeAt(dirfd int, name string, data []byte) error {
+	tmp := name + ".new"
+	fd, err := unix.Openat(dirfd, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Renameat(dirfd, tmp, dirfd, name)
+}

@@ -1,0 +1,207 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/engine/monitor/wire"
+	"github.com/novalet/novalet/engine/rootfs"
+)
+
+// Start implements novalet.Runtime.
+func (e *Engine) Start(ctx context.Context, id string, c *novalet.ContainerSpec) error {
+	in, err := e.need(id)
+	if err != nil {
+		return err
+	}
+	defer in.op.Unlock()
+	st, err := e.current(ctx, in)
+	if err != nil {
+		return err
+	}
+	switch st.State {
+	case novalet.ContainerRunning, novalet.ContainerPaused:
+		return nil
+	case novalet.ContainerStopped:
+		return fmt.Errorf("start container %s: %w: it is stopped, create it first", id, novalet.ErrInvalidState)
+	}
+	rec, k := in.get()
+	switch {
+	case c == nil && rec.Spec == nil:
+		return fmt.Errorf("start container %s: %w: nothing is recorded to start", id, novalet.ErrInvalidState)
+	case c == nil:
+		c = rec.Spec
+		rec.Rescue = nil
+	case c.Rescue != "":
+		if rec.Spec == nil {
+			return fmt.Errorf("start container %s: %w: it has no root to rescue", id, novalet.ErrInvalidState)
+		}
+		rec.Rescue = c
+	default:
+		rec.Spec, rec.Rescue = c, nil
+	}
+	if c.Kind != novalet.KindApplication && c.Kind != novalet.KindMachine {
+		return fmt.Errorf("start container %s: %w: kind %q", id, novalet.ErrUnsupported, c.Kind)
+	}
+	rec.Kind = c.Kind
+	// The record is written beside the start: both are done when this returns.
+	saved := make(chan error, 1)
+	go func() { saved <- e.save(&rec) }()
+	err = e.startIn(ctx, k, &rec, c)
+	serr := <-saved
+	if serr == nil {
+		in.mu.Lock()
+		in.rec = rec
+		in.mu.Unlock()
+	}
+	if err = errors.Join(err, serr); err != nil {
+		// The init is used up: what is left is a stopped container.
+		return errors.Join(fmt.Errorf("start container %s: %w", id, err), e.settle(context.WithoutCancel(ctx), in))
+	}
+	e.log.Info("container started", "instance", id, "kind", c.Kind)
+	return nil
+}
+
+func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet.ContainerSpec) error {
+	sig, err := parseSignal(c.Process.StopSignal)
+	if err != nil {
+		return err
+	}
+	got, err := k.call(ctx, wire.OpUserNS, rec.ID, nil, nil)
+	if err != nil {
+		return fromKeeper(err)
+	}
+	defer wire.CloseAll(got)
+	if len(got) != 1 {
+		return errors.New("the keeper sent no user namespace")
+	}
+	root, err := e.mountRoot(rec, c, rootName(c), got[0])
+	if err != nil {
+		return err
+	}
+	fds := []int{root}
+	defer func() { wire.CloseAll(fds) }()
+	if c.Rescue != "" {
+		own, err := e.mountRoot(rec, rec.Spec, rootName(rec.Spec), got[0])
+		if err != nil {
+			return err
+		}
+		fds = append(fds, own)
+	}
+	m := &wire.Start{
+		Machine: c.Kind == novalet.KindMachine, StopSignal: sig, DeadlineMS: e.o.StartTimeout.Milliseconds(),
+		Process: processOf(&c.Process), Confine: confineOf(c.Kind), Rescue: c.Rescue,
+		CgroupV2: e.cg.Layout.V2 != "" && (c.Kind == novalet.KindMachine || len(e.cg.Layout.V1) == 0),
+	}
+	if m.Machine && c.Process.StopSignal == "SIGTERM" {
+		// A container image's usual default says nothing about an init system.
+		m.StopSignal = 0
+	}
+	for _, f := range c.Files {
+		m.Files = append(m.Files, fileOf(&f))
+	}
+	for _, t := range c.Trees {
+		tree := wire.Tree{Path: t.Path}
+		for _, f := range t.Files {
+			tree.Files = append(tree.Files, fileOf(&f))
+		}
+		m.Trees = append(m.Trees, tree)
+	}
+	if _, err := k.call(ctx, wire.OpStart, rec.ID, m, nil, fds...); err != nil {
+		return fromKeeper(err)
+	}
+	return nil
+}
+
+func rootName(c *novalet.ContainerSpec) string {
+	if c.Rescue != "" {
+		return "rescue"
+	}
+	return "root"
+}
+
+// mountRoot makes the detached mount of a root.
+func (e *Engine) mountRoot(rec *record, c *novalet.ContainerSpec, name string, userns int) (int, error) {
+	if len(c.Layers) == 0 {
+		return -1, novalet.Faultf(novalet.ErrAbort, "", "the image has no layers")
+	}
+	var layers []string
+	for _, l := range c.Layers {
+		layers = append(layers, l.Path)
+	}
+	dir, err := e.rootDir(rec, name)
+	if err != nil {
+		return -1, err
+	}
+	upper, work, err := rootfs.MakeDirs(dir, layers[len(layers)-1], rec.UIDBase, rec.UIDSize)
+	if err != nil {
+		return -1, err
+	}
+	return rootfs.Overlay(layers, upper, work, userns)
+}
+
+// rootDir is where a root's upper and work lie, made when absent.
+func (e *Engine) rootDir(rec *record, name string) (string, error) {
+	base := e.dir(rec.ID)
+	if d := (rootfs.Disk{Dir: base}); d.Exists() {
+		if err := d.Attach(); err != nil {
+			return "", err
+		}
+		base = d.Mount()
+	}
+	dir := filepath.Join(base, name)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("make root: %w", err)
+	}
+	return dir, nil
+}
+
+func processOf(p *novalet.ProcessSpec) wire.Process {
+	return wire.Process{Args: p.Args, Env: p.Env, Cwd: p.Cwd, User: p.User}
+}
+
+func fileOf(f *novalet.File) wire.File {
+	return wire.File{Path: f.Path, Mode: f.Mode, Data: f.Data, Append: f.Append, IfAbsent: f.IfAbsent}
+}
+
+// parseSignal reads a stop signal as images write it: "SIGTERM", "TERM", "15", "SIGRTMIN+3". Empty is 0.
+func parseSignal(s string) (int, error) {
+	bad := func() (int, error) {
+		return 0, novalet.Faultf(novalet.ErrAbort, "", "the image's stop signal %q is no signal", s)
+	}
+	if s == "" {
+		return 0, nil
+	}
+	if n, err := strconv.Atoi(s); err == nil {
+		if n < 1 || n > 64 {
+			return bad()
+		}
+		return n, nil
+	}
+	name := strings.ToUpper(s)
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if rest, ok := strings.CutPrefix(name, "SIGRTMIN"); ok {
+		if rest == "" {
+			return 34, nil
+		}
+		n, err := strconv.Atoi(strings.TrimPrefix(rest, "+"))
+		if err != nil || n < 0 || n > 30 {
+			return bad()
+		}
+		return 34 + n, nil
+	}
+	if n := unix.SignalNum(name); n != 0 {
+		return int(n), nil
+	}
+	return bad()
+}

@@ -1,0 +1,191 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/engine/monitor/wire"
+	"github.com/novalet/novalet/engine/rootfs"
+)
+
+// Stop implements novalet.Runtime.
+func (e *Engine) Stop(ctx context.Context, id string, o novalet.StopOptions) error {
+	in := e.lock(id)
+	if in == nil {
+		return nil
+	}
+	defer in.op.Unlock()
+	if err := e.end(ctx, in, o.Timeout); err != nil {
+		return fmt.Errorf("stop container %s: %w", id, err)
+	}
+	return nil
+}
+
+// end stops what runs and lets go of it.
+func (e *Engine) end(ctx context.Context, in *instance, timeout time.Duration) error {
+	rec, k := in.get()
+	if k == nil {
+		return nil
+	}
+	g := e.group(rec.Slot)
+	if g.Frozen() {
+		if err := g.Freeze(false); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	if _, err := k.call(ctx, wire.OpStop, rec.ID, &wire.Stop{TimeoutMS: timeout.Milliseconds()}, nil); err != nil {
+		if err = fromKeeper(err); !errors.Is(err, novalet.ErrNotFound) {
+			return err
+		}
+	}
+	if err := e.settle(ctx, in); err != nil {
+		return err
+	}
+	e.log.Info("container stopped", "instance", rec.ID, "took", time.Since(began))
+	return nil
+}
+
+// settle makes the keeper forget a container that has ended, ending it if it has not, and removes its cgroups. It
+// may be repeated.
+func (e *Engine) settle(ctx context.Context, in *instance) error {
+	rec, k := in.get()
+	if k != nil {
+		if _, err := k.call(ctx, wire.OpStop, rec.ID, &wire.Stop{}, nil); err == nil {
+			_, err = k.call(ctx, wire.OpForget, rec.ID, nil, nil)
+			if err != nil {
+				return fromKeeper(err)
+			}
+		} else if err = fromKeeper(err); !errors.Is(err, novalet.ErrNotFound) {
+			return err
+		}
+		k.add(-1)
+		in.mu.Lock()
+		in.keeper = nil
+		in.mu.Unlock()
+	}
+	return e.group(rec.Slot).Remove()
+}
+
+// settleLater tidies up after a container that ended by itself.
+func (e *Engine) settleLater(id string) {
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		in := e.lock(id)
+		if in == nil {
+			return
+		}
+		defer in.op.Unlock()
+		rec, k := in.get()
+		if k == nil {
+			return
+		}
+		var list []wire.Status
+		if _, err := k.call(e.ctx, wire.OpList, "", nil, &list); err != nil {
+			return
+		}
+		for _, s := range list {
+			// By now it may have been created anew.
+			if s.ID == id && s.State == wire.StateExited {
+				if err := e.settle(context.WithoutCancel(e.ctx), in); err != nil {
+					e.log.Error("tidy up after exit", "instance", rec.ID, "error", err)
+				}
+			}
+		}
+	}()
+}
+
+// Destroy implements novalet.Runtime.
+func (e *Engine) Destroy(ctx context.Context, id string, o novalet.DestroyOptions) error {
+	in := e.lock(id)
+	if in == nil {
+		return nil
+	}
+	defer in.op.Unlock()
+	err := e.end(ctx, in, 0)
+	if err == nil && o.KeepRoot {
+		err = (rootfs.Disk{Dir: e.dir(id)}).Detach()
+	} else if err == nil {
+		err = e.remove(ctx, in)
+	}
+	if err != nil {
+		return fmt.Errorf("destroy container %s: %w", id, err)
+	}
+	e.log.Info("container destroyed", "instance", id)
+	return nil
+}
+
+// remove drops everything of a container, its range of ids last. Its directory is put aside at once and emptied
+// later: an unmount and a large tree take time that nobody has to wait for.
+func (e *Engine) remove(ctx context.Context, in *instance) error {
+	if err := e.settle(ctx, in); err != nil {
+		return err
+	}
+	rec, _ := in.get()
+	if err := e.putAside(e.dir(rec.ID)); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	delete(e.instances, rec.ID)
+	delete(e.slots, rec.Slot)
+	e.mu.Unlock()
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		e.emptyTrash()
+	}()
+	return nil
+}
+
+// putAside moves an instance's directory into the trash.
+func (e *Engine) putAside(dir string) error {
+	to := filepath.Join(e.o.StateDir, "trash", fmt.Sprintf("%s.%d", filepath.Base(dir), time.Now().UnixNano()))
+	if err := os.Rename(dir, to); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("put aside: %w", err)
+	}
+	return nil
+}
+
+// emptyTrash removes what was put aside. The trees have been tenants': they are removed through os.Root, which no
+// link in them leads out of.
+func (e *Engine) emptyTrash() {
+	dir := filepath.Join(e.o.StateDir, "trash")
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		e.log.Error("empty trash", "error", err)
+		return
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		e.log.Error("empty trash", "error", err)
+		return
+	}
+	defer root.Close()
+	for _, d := range es {
+		disk := rootfs.Disk{Dir: filepath.Join(dir, d.Name())}
+		err := disk.Detach()
+		if errors.Is(err, unix.EBUSY) {
+			// The keeper is still unmounting the root above it.
+			for range 100 {
+				time.Sleep(20 * time.Millisecond)
+				if err = disk.Detach(); !errors.Is(err, unix.EBUSY) {
+					break
+				}
+			}
+		}
+		if err == nil {
+			err = root.RemoveAll(d.Name())
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			e.log.Error("empty trash", "name", d.Name(), "error", err)
+		}
+	}
+}
