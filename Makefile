@@ -1,0 +1,64 @@
+# novalet: see `make help`.
+GO ?= go
+GOFLAGS += -trimpath
+export CGO_ENABLED = 0
+VERSION ?= 0.1.0
+SHIM = engine/shim/novalet-shim
+STATE ?= /srv/novalet-cloud
+export STATE
+
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-network tempest tempest-smoke test-vm clean need-go test-cloud
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+need-go:
+	@sh tests/need-go.sh "$(GO)"
+
+shim: need-go
+	@$(GO) build $(GOFLAGS) -ldflags='-s -w' -o $(SHIM) ./cmd/novalet-shim
+
+build: shim ## build bin/novalet, one static program
+	@$(GO) build $(GOFLAGS) -tags shim -ldflags='-s -w -X main.version=$(VERSION)' -o bin/novalet ./cmd/novalet
+	@echo "bin/novalet: $$(du -h bin/novalet | cut -f1), $$(bin/novalet version)"
+
+install: build ## install the program, the unit and the completion on this host
+	install -D -m 755 bin/novalet $(DESTDIR)/usr/bin/novalet
+	install -D -m 644 configs/novalet.service $(DESTDIR)/lib/systemd/system/novalet.service
+	install -d $(DESTDIR)/usr/share/bash-completion/completions
+	bin/novalet completion bash >$(DESTDIR)/usr/share/bash-completion/completions/novalet
+
+unit: need-go ## tests that need neither root nor network
+	@tests/run.sh unit
+
+test: need-go ## everything that CI runs; needs root
+	@tests/run.sh all
+
+lint: need-go ## gofmt, vet, staticcheck, shellcheck
+	@tests/run.sh lint
+
+race: need-go ## unit tests under the race detector
+	@tests/run.sh race
+
+fuzz: need-go ## every fuzz target, FUZZTIME each (default 20s)
+	@tests/run.sh fuzz
+
+demo: need-go ## boot two instances on this machine, without OpenStack (KEEP=1 leaves them)
+	@tests/run.sh packages-demo
+	@$(MAKE) --no-print-directory build
+	@bin/novalet demo $(if $(KEEP),--keep) $(DEMO_ARGS)
+
+cloud: need-go ## a real OpenStack on this machine with novalet as its compute service (RELEASE=, NET=)
+	@devstack/install.sh
+	@$(MAKE) --no-print-directory build
+	@devstack/up.sh
+	@devstack/try.sh
+
+cloud-down: ## remove it without a trace
+	@devstack/down.sh --wipe
+
+test-cloud: need-go ## the tests against the cloud that is up
+	@tests/run.sh cloud-tests
+
+clean: ## remove what was built
+	rm -rf bin build $(SHIM)

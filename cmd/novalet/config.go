@@ -1,0 +1,228 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/novalet/novalet/agent"
+	"github.com/novalet/novalet/internal/keystone"
+	"github.com/novalet/novalet/internal/osloconf"
+	"github.com/novalet/novalet/novadriver"
+	"github.com/novalet/novalet/novadriver/oslomsg"
+)
+
+// settings is nova.conf as this program understands it. Names and defaults are Nova's (nova/conf); what Nova does not
+// have is in [novalet].
+type settings struct {
+	host, myIP, statePath string
+	stateDir              string // [novalet] state_dir: records, images, roots
+	runDir                string // [novalet] run_dir: sockets of the keepers
+	socket                string // [novalet] socket
+	shimPath              string // [novalet] shim_path
+	logLevel              slog.Level
+	bus                   oslomsg.Options
+	driver                novadriver.Options
+	agent                 agent.Config
+	neutron, placement    keystone.Options
+	glance, serviceUser   keystone.Options
+	sendServiceToken      bool
+	ovsBridge, ovsdb      string
+	imageMinAge           time.Duration
+	imageKeepUnused       bool
+	idBase, maxInstances  int
+}
+
+// readSettings reads the files. The error names every option that is missing or wrong, with file and line.
+func readSettings(files, dirs []string) (*settings, error) {
+	cfg, err := osloconf.Load(files, dirs)
+	if err != nil {
+		return nil, &exitError{exitConfig, err}
+	}
+	s := &settings{}
+	hostname, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("read the host name: %w", err)
+	}
+	s.host = cfg.String("DEFAULT", "host", hostname)
+	if strings.ContainsAny(s.host, " /\t") || s.host == "" {
+		cfg.Errorf("DEFAULT", "host", "%q is no host name", s.host)
+	}
+	s.myIP = cfg.String("DEFAULT", "my_ip", "")
+	if s.myIP == "" {
+		s.myIP = defaultAddress()
+	}
+	s.statePath = cfg.String("DEFAULT", "state_path", "/var/lib/nova")
+	s.stateDir = cfg.String("novalet", "state_dir", "/var/lib/novalet")
+	s.runDir = cfg.String("novalet", "run_dir", "/run/novalet")
+	if cfg.Has("novalet", "state_dir") && !cfg.Has("novalet", "run_dir") {
+		s.runDir = filepath.Join(s.stateDir, "run")
+	}
+	s.socket = cfg.String("novalet", "socket", "")
+	if s.socket == "" {
+		s.socket = defaultSocket
+		if cfg.Has("novalet", "state_dir") {
+			s.socket = filepath.Join(s.stateDir, "novalet.sock")
+		}
+	}
+	s.shimPath = cfg.String("novalet", "shim_path", "")
+	s.idBase = cfg.IntRange("novalet", "id_base", 1<<20, 1<<16, 1<<31-1)
+	s.maxInstances = cfg.IntRange("novalet", "max_instances", 0, 0, 32000)
+	if cfg.Bool("DEFAULT", "debug", false) {
+		s.logLevel = slog.LevelDebug
+	}
+	cfg.Required("DEFAULT", "transport_url")
+	s.bus = oslomsg.ReadOptions(cfg)
+
+	s.driver = novadriver.Options{
+		Host: s.host, Node: s.host, MyIP: s.myIP, StateDir: s.statePath,
+		Release:              cfg.String("novalet", "release", ""),
+		ControlExchange:      cfg.String("DEFAULT", "control_exchange", "nova"),
+		RPCTimeout:           cfg.Seconds("DEFAULT", "rpc_response_timeout", time.Minute),
+		ReportInterval:       cfg.Seconds("DEFAULT", "report_interval", 10*time.Second),
+		UpdateInterval:       cfg.Seconds("DEFAULT", "update_resources_interval", time.Minute),
+		GracefulTimeout:      cfg.Seconds("DEFAULT", "graceful_shutdown_timeout", time.Minute),
+		TrackInstanceChanges: cfg.Bool("filter_scheduler", "track_instance_changes", true),
+		InstanceNameTemplate: cfg.String("DEFAULT", "instance_name_template", "instance-%08x"),
+		ConsoleTokenTTL:      cfg.Seconds("consoleauth", "token_ttl", 10*time.Minute),
+		SerialConsole:        cfg.Bool("serial_console", "enabled", false),
+		SerialBaseURL:        cfg.String("serial_console", "base_url", "ws://127.0.0.1:6083/"),
+		HypervisorVersion:    hypervisorVersion(version),
+		Resources: novadriver.ResourceOptions{
+			ReservedCPUs:     int64(cfg.IntRange("DEFAULT", "reserved_host_cpus", 0, 0, 1<<20)),
+			ReservedMemoryMB: int64(cfg.IntRange("DEFAULT", "reserved_host_memory_mb", 512, 0, 1<<30)),
+			ReservedDiskMB:   int64(cfg.IntRange("DEFAULT", "reserved_host_disk_mb", 0, 0, 1<<30)),
+			CPURatio:         ratio(cfg, "cpu_allocation_ratio"), RAMRatio: ratio(cfg, "ram_allocation_ratio"), DiskRatio: ratio(cfg, "disk_allocation_ratio"),
+			InitialCPURatio:  cfg.Float("DEFAULT", "initial_cpu_allocation_ratio", 4),
+			InitialRAMRatio:  cfg.Float("DEFAULT", "initial_ram_allocation_ratio", 1),
+			InitialDiskRatio: cfg.Float("DEFAULT", "initial_disk_allocation_ratio", 1),
+		},
+	}
+	s.agent = readAgent(cfg, s.driver.SerialConsole)
+	s.readServices(cfg)
+	s.ovsBridge = cfg.String("neutron", "ovs_bridge", "br-int")
+	s.ovsdb = cfg.String("os_vif_ovs", "ovsdb_connection", "")
+	s.imageKeepUnused = !cfg.Bool("image_cache", "remove_unused_base_images", true)
+	s.imageMinAge = cfg.Seconds("image_cache", "remove_unused_original_minimum_age_seconds", 24*time.Hour)
+	if err := cfg.Err(); err != nil {
+		return nil, &exitError{exitConfig, err}
+	}
+	if unread := cfg.Unread("novalet"); len(unread) > 0 {
+		return nil, &exitError{exitConfig, fmt.Errorf("option [novalet] %s is unknown (docs/configuration.md lists them)", strings.Join(unread, ", "))}
+	}
+	return s, nil
+}
+
+func ratio(cfg *osloconf.Config, name string) *float64 {
+	if v := cfg.Float("DEFAULT", name, 0); v > 0 {
+		return &v
+	}
+	return nil
+}
+
+func readAgent(cfg *osloconf.Config, serial bool) agent.Config {
+	c := agent.DefaultConfig()
+	c.VIFPluggingTimeout = cfg.Seconds("DEFAULT", "vif_plugging_timeout", c.VIFPluggingTimeout)
+	c.VIFPluggingIsFatal = cfg.Bool("DEFAULT", "vif_plugging_is_fatal", c.VIFPluggingIsFatal)
+	c.MaxConcurrentBuilds = cfg.IntRange("DEFAULT", "max_concurrent_builds", c.MaxConcurrentBuilds, 0, 1<<20)
+	c.MaxConcurrentSnapshots = cfg.IntRange("DEFAULT", "max_concurrent_snapshots", c.MaxConcurrentSnapshots, 0, 1<<20)
+	c.ShutdownTimeout = cfg.Seconds("DEFAULT", "shutdown_timeout", c.ShutdownTimeout)
+	c.ResumeGuestsStateOnHostBoot = cfg.Bool("DEFAULT", "resume_guests_state_on_host_boot", false)
+	c.RunningDeletedAction = cfg.Choice("DEFAULT", "running_deleted_instance_action", c.RunningDeletedAction, "reap", "shutdown", "log", "noop")
+	c.RunningDeletedInterval = cfg.Seconds("DEFAULT", "running_deleted_instance_poll_interval", c.RunningDeletedInterval)
+	c.SyncPowerInterval = cfg.Seconds("DEFAULT", "sync_power_state_interval", c.SyncPowerInterval)
+	c.ReclaimInstanceInterval = cfg.Seconds("DEFAULT", "reclaim_instance_interval", 0)
+	c.ImageCacheInterval = cfg.Seconds("image_cache", "manager_interval", c.ImageCacheInterval)
+	c.ShelvedOffloadTime = time.Duration(cfg.Int("DEFAULT", "shelved_offload_time", 0)) * time.Second
+	c.ForceConfigDrive = cfg.Bool("DEFAULT", "force_config_drive", false)
+	c.DefaultAccessIPNetworkName = cfg.String("DEFAULT", "default_access_ip_network_name", "")
+	c.DHCPDomain = cfg.String("api", "dhcp_domain", "novalocal")
+	c.DefaultDNS = cfg.List("novalet", "dns_servers", nil)
+	c.CPUDedicatedSet = cfg.String("compute", "cpu_dedicated_set", "")
+	c.PIDsLimit = int64(cfg.IntRange("novalet", "pids_limit", int(c.PIDsLimit), 0, 4<<20))
+	if serial {
+		c.Serial.ProxyclientAddress = cfg.String("serial_console", "proxyclient_address", "127.0.0.1")
+	}
+	first, last, ok := strings.Cut(cfg.String("serial_console", "port_range", "10000:20000"), ":")
+	a, err1 := strconv.Atoi(first)
+	b, err2 := strconv.Atoi(last)
+	if !ok || err1 != nil || err2 != nil || a < 1 || b > 65535 || a >= b {
+		cfg.Errorf("serial_console", "port_range", "want FIRST:LAST with ports from 1 to 65535")
+	}
+	c.Serial.PortFirst, c.Serial.PortLast = a, b
+	c.Serial.Allowed = cfg.List("novalet", "console_proxies", nil)
+	return c
+}
+
+// readServices reads the sections with credentials.
+func (s *settings) readServices(cfg *osloconf.Config) {
+	section := func(name string) keystone.Options {
+		o, err := keystone.OptionsFrom(name, func(key string) (string, bool) {
+			if !cfg.Has(name, key) {
+				return "", false
+			}
+			return cfg.String(name, key, ""), true
+		})
+		if err != nil {
+			cfg.Errorf(name, "auth_url", "%v", err)
+		}
+		return o
+	}
+	for _, name := range []string{"neutron", "placement"} {
+		cfg.Required(name, "auth_url")
+		cfg.Required(name, "auth_type")
+	}
+	s.neutron, s.placement = section("neutron"), section("placement")
+	s.sendServiceToken = cfg.Bool("service_user", "send_service_user_token", false)
+	if s.sendServiceToken || cfg.Has("service_user", "auth_url") {
+		s.serviceUser = section("service_user")
+	}
+	// Glance has no credentials of its own in nova.conf: images are read as the user, and as the service user where the
+	// user's token has run out. Without [service_user] that is Placement's account.
+	s.glance = s.serviceUser
+	if s.glance.AuthURL == "" {
+		s.glance = s.placement
+		s.glance.EndpointOverride = ""
+	}
+	s.glance.Section = "glance"
+	s.glance.RegionName = cfg.String("glance", "region_name", s.glance.RegionName)
+	if v := cfg.List("glance", "valid_interfaces", nil); v != nil {
+		s.glance.ValidInterfaces = v
+	}
+	if v := cfg.String("glance", "endpoint_override", ""); v != "" {
+		s.glance.EndpointOverride = v
+	} else if v := cfg.List("glance", "api_servers", nil); len(v) > 0 {
+		s.glance.EndpointOverride = v[0]
+	}
+	s.glance.CAFile = cfg.String("glance", "cafile", s.glance.CAFile)
+	s.glance.Insecure = cfg.Bool("glance", "insecure", s.glance.Insecure)
+}
+
+// hypervisorVersion makes Nova's number of a version text: major*1000000 + minor*1000 + patch.
+func hypervisorVersion(v string) int {
+	v, _, _ = strings.Cut(v, "-")
+	n := 0
+	for i, p := range strings.SplitN(v, ".", 3) {
+		x, err := strconv.Atoi(p)
+		if err != nil {
+			break
+		}
+		n += x * []int{1000000, 1000, 1}[i]
+	}
+	return n
+}
+
+// defaultAddress is the address that packets to elsewhere come from, as oslo's default of my_ip. Nothing is sent.
+func defaultAddress() string {
+	c, err := net.Dial("udp4", "203.0.113.1:9")
+	if err != nil {
+		return "127.0.0.1"
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).IP.String()
+}

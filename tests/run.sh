@@ -1,0 +1,168 @@
+#!/bin/bash
+# run.sh STEP…: run steps of the test suite; `all` is what CI runs. Each prints its time and budget, the end counts.
+# Logs are in build/test/. A step that fails does not keep the others from running.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+GO=${GO:-go}
+export CGO_ENABLED=0 DEBIAN_FRONTEND=noninteractive
+unset GOFLAGS
+STATE=${STATE:-/srv/novalet-cloud}; export STATE
+FUZZTIME=${FUZZTIME:-20s}
+out=build/test
+mkdir -p "$out"
+passed=0 failed=0 skipped=0 bad=()
+export PATH=$PATH:/usr/sbin:/sbin
+
+# packages GROUP: install what a step needs, if anything is missing.
+UNIT_PKGS=
+LINT_PKGS="shellcheck"
+ROOT_PKGS="busybox-static mmdebstrap iproute2 iptables e2fsprogs xfsprogs btrfs-progs squashfs-tools qemu-utils gdisk fdisk xz-utils zstd bzip2 acl attr libcap2-bin openvswitch-switch procps util-linux ethtool iputils-ping curl"
+DEMO_PKGS="busybox-static mmdebstrap iproute2 iptables e2fsprogs iputils-ping"
+CLOUD_PKGS="busybox-static mmdebstrap openssh-client curl iputils-ping chromium"
+packages() {
+    local p missing=()
+    for p in "$@"; do
+        dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
+    done
+    [ ${#missing[@]} = 0 ] && return 0
+    if [ "$(id -u)" != 0 ]; then
+        echo "needs root to install ${missing[*]} (or install them first)" >&2
+        return 1
+    fi
+    echo "   installing ${missing[*]}"
+    # Nothing that a package brings may start by itself.
+    local policy=/usr/sbin/policy-rc.d made=
+    [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy; chmod 755 $policy; made=1; }
+    { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$out/apt.log" 2>&1
+    local rc=$?
+    [ -z "$made" ] || rm -f $policy
+    [ $rc = 0 ] || { tail -n 5 "$out/apt.log" >&2; return $rc; }
+}
+
+# count LOG: add up what go test -v printed.
+count() {
+    local p f s
+    p=$(grep -c '^ *--- PASS' "$1"); f=$(grep -c '^ *--- FAIL' "$1"); s=$(grep -c '^ *--- SKIP' "$1")
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    echo "   $p passed, $f failed, $s skipped"
+}
+
+# gotest LOG ARGS…: go test -v with a count; on failure the failing tests' output.
+gotest() {
+    local log=$out/$1 rc
+    shift
+    "$GO" test -v "$@" >"$log" 2>&1 </dev/null
+    rc=$?
+    count "$log"
+    if [ $rc != 0 ]; then
+        echo "   failed; from $log:"
+        grep -nE '^ *--- FAIL|^FAIL|panic:|DATA RACE|_test.go:[0-9]+:' "$log" | head -n 60
+        grep -nE '^(#|.*\.go:[0-9]+:[0-9]+:)' "$log" | head -n 10
+    fi
+    return $rc
+}
+
+step_packages() { packages $UNIT_PKGS $LINT_PKGS $ROOT_PKGS $CLOUD_PKGS && devstack/install.sh; }
+step_packages_demo() { packages $DEMO_PKGS; }
+
+step_lint() {
+    local rc=0 x
+    x=$(gofmt -l $(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); [ -z "$x" ] || { echo "   not gofmt-clean: $x"; rc=1; }
+    "$GO" vet ./... || rc=1
+    "$GO" run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./... || rc=1
+    if command -v shellcheck >/dev/null; then
+        shellcheck -x $(git ls-files '*.sh' .ci/run 2>/dev/null) || rc=1
+    else
+        echo "   shellcheck is not installed"; rc=1
+    fi
+    return $rc
+}
+step_unit() { gotest unit.log ./...; }
+# The detector needs a C compiler; the product never does.
+step_race() {
+    command -v gcc >/dev/null || packages gcc libc6-dev || return 1
+    CGO_ENABLED=1 gotest race.log -race -short ./agent/... ./novadriver/... ./internal/... ./glancebridge/... ./network/...
+}
+step_build() { make --no-print-directory build GO="$GO"; }
+step_root() {
+    packages $ROOT_PKGS || return 1
+    NOVALET_ROOT_TESTS=1 gotest root.log -p 1 -count=1 -timeout 20m ./engine/... ./glancebridge/... ./network/... ./internal/... ./agent/... ./cmd/...
+}
+step_fuzz() {
+    local pkg target rc=0 n=0
+    while read -r pkg target; do
+        n=$((n + 1))
+        if ! "$GO" test -run '^$' -fuzz "^$target\$" -fuzztime "$FUZZTIME" "$pkg" >"$out/fuzz-$target.log" 2>&1 </dev/null; then
+            echo "   $pkg $target failed:"; tail -n 20 "$out/fuzz-$target.log"; failed=$((failed + 1)); rc=1
+        else
+            passed=$((passed + 1))
+        fi
+    done < <(grep -rhoE --include='*_test.go' -H '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|/[^/]*:func | |' | sort -u)
+    echo "   $n targets, $FUZZTIME each"
+    [ $n -gt 0 ] && return $rc
+}
+cloud_up=
+step_cloud() {
+    packages $CLOUD_PKGS || return 1
+    devstack/install.sh || return 1
+    # A cloud that somebody left is not the one to test.
+    [ ! -e "$STATE/.novalet-cloud" ] || devstack/down.sh --wipe || return 1
+    cloud_up=1
+    devstack/up.sh
+}
+step_cloud_tests() {
+    NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest cloud.log -count=1 -timeout "${CLOUD_TIMEOUT:-40m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
+}
+step_cloud_down() { devstack/down.sh --wipe; }
+
+# step NAME BUDGET-MINUTES
+step() {
+    local name=$1 budget=$2 t0 t1 rc
+    echo "== $name"
+    t0=$(date +%s)
+    "step_${name//-/_}"; rc=$?
+    t1=$(date +%s)
+    [ $rc = 0 ] || bad+=("$name")
+    printf '== %s: %s, %d s (budget %d s)\n' "$name" "$([ $rc = 0 ] && echo ok || echo FAILED)" $((t1 - t0)) $((budget * 60))
+    return $rc
+}
+
+all() {
+    [ "$(id -u)" = 0 ] || { echo "make test changes the host (namespaces, mounts, packages): run it as root, or make unit" >&2; exit 1; }
+    step packages 10 || return
+    step lint 3
+    step unit 3
+    step race 5
+    step build 2 || return
+    step root 12
+    step fuzz 10
+    if step cloud 8; then
+        step cloud-tests 17
+    else
+        tail -n 30 "$STATE"/log/novalet.log 2>/dev/null
+    fi
+    [ -z "$cloud_up" ] || step cloud-down 2
+}
+
+t_start=$(date +%s)
+for s in "$@"; do
+    case $s in
+        all) all ;;
+        unit) step unit 3 ;;
+        lint) packages $LINT_PKGS && step lint 3 ;;
+        race) step race 5 ;;
+        fuzz) step fuzz 10 ;;
+        root) step build 2 && step root 12 ;;
+        cloud) step cloud 8 ;;
+        cloud-tests) step cloud-tests 17 ;;
+        packages|packages-demo) "step_${s//-/_}" || exit 1; exit 0 ;;
+        *) echo "run.sh: no step $s" >&2; exit 2 ;;
+    esac
+done
+if [ ${#bad[@]} -gt 0 ]; then
+    echo "failed steps: ${bad[*]}"
+    [ "$failed" -gt 0 ] || failed=1
+fi
+echo "total $(($(date +%s) - t_start)) s"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ ${#bad[@]} = 0 ]
