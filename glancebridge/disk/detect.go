@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"io"
 
+	"github.com/novalet/novalet/glancebridge/disk/btrfs"
 	"github.com/novalet/novalet/glancebridge/disk/ext4"
 	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
@@ -117,6 +118,9 @@ func fileSystems(b []byte) []hit {
 	var all []hit
 	if ext4.Detect(b) {
 		all = append(all, hit{kind: "ext4"})
+	}
+	if btrfs.Detect(b) {
+		all = append(all, hit{kind: "btrfs"})
 	}
 	if xfs.Detect(b) {
 		all = append(all, hit{kind: "xfs"})

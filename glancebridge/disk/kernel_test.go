@@ -18,7 +18,7 @@ import (
 func mount(t *testing.T, img, options string) (string, func()) {
 	t.Helper()
 	dir := t.TempDir()
-	disktest.Run(t, "mount", "-o", "loop,"+options, img, dir)
+	disktest.Run(t, "mount", "-o", strings.Trim("loop,"+options, ","), img, dir)
 	done := false
 	end := func() {
 		t.Helper()
@@ -91,29 +91,36 @@ func TestKernel(t *testing.T) {
 	many := disktest.Small
 	many.Files = 4000
 	for _, c := range []struct {
-		mkfs  string
-		size  string
-		shape disktest.Shape
-		attr  int
+		mkfs    string
+		size    string
+		shape   disktest.Shape
+		attr    int
+		options string
 	}{
-		{"mkfs.ext4 -F -q -b 4096", "64M", many, 0},
-		{"mkfs.ext4 -F -q -b 1024 -O ea_inode -N 20000", "64M", many, 2000},
-		{"mkfs.ext4 -F -q -O inline_data,ea_inode -b 4096 -I 512 -N 20000", "64M", many, 60000},
-		{"mkfs.ext4 -F -q -O bigalloc,inline_data", "64M", disktest.Small, 0},
-		{"mkfs.ext4 -F -q -O large_dir", "64M", many, 0},
-		{"mkfs.ext3 -F -q -b 1024 -N 20000", "64M", many, 0},
-		{"mkfs.ext2 -F -q -b 1024 -N 20000 -I 128", "64M", many, 0},
-		{"mkfs.xfs -q", "320M", many, 60000},
-		{"mkfs.xfs -q -b size=1024 -n size=8192 -i size=512", "320M", many, 60000},
-		{"mkfs.xfs -q -m bigtime=1,inobtcount=1,reflink=1 -i sparse=1,nrext64=1", "320M", many, 60000},
+		{"mkfs.ext4 -F -q -b 4096", "64M", many, 0, ""},
+		{"mkfs.ext4 -F -q -b 1024 -O ea_inode -N 20000", "64M", many, 2000, ""},
+		{"mkfs.ext4 -F -q -O inline_data,ea_inode -b 4096 -I 512 -N 20000", "64M", many, 60000, ""},
+		{"mkfs.ext4 -F -q -O bigalloc,inline_data", "64M", disktest.Small, 0, ""},
+		{"mkfs.ext4 -F -q -O large_dir", "64M", many, 0, ""},
+		{"mkfs.ext3 -F -q -b 1024 -N 20000", "64M", many, 0, ""},
+		{"mkfs.ext2 -F -q -b 1024 -N 20000 -I 128", "64M", many, 0, ""},
+		{"mkfs.xfs -q", "320M", many, 60000, ""},
+		{"mkfs.xfs -q -b size=1024 -n size=8192 -i size=512", "320M", many, 60000, ""},
+		{"mkfs.xfs -q -m bigtime=1,inobtcount=1,reflink=1 -i sparse=1,nrext64=1", "320M", many, 60000, ""},
+		{"mkfs.btrfs -q", "256M", many, 3000, ""},
+		{"mkfs.btrfs -q -n 4096 -m dup", "256M", many, 1000, "compress-force=zlib"},
+		{"mkfs.btrfs -q --mixed", "256M", many, 1000, "compress-force=zstd"},
+		{"mkfs.btrfs -q -O no-holes -n 65536", "256M", many, 3000, "compress-force=lzo"},
+		{"mkfs.btrfs -q --csum xxhash", "256M", many, 3000, "compress=zstd,max_inline=2048"},
+		{"mkfs.btrfs -q -O ^no-holes", "256M", many, 3000, "max_inline=0"},
 	} {
-		t.Run(c.mkfs, func(t *testing.T) {
+		t.Run(c.mkfs+" "+c.options, func(t *testing.T) {
 			args := strings.Fields(c.mkfs)
 			disktest.Tool(t, "e2fsprogs xfsprogs btrfs-progs", args[0])
 			img := filepath.Join(disktest.ImageDir(t), "img")
 			disktest.Run(t, "truncate", "-s", c.size, img)
 			disktest.Run(t, args[0], append(args[1:], img)...)
-			dir, end := mount(t, img, "rw")
+			dir, end := mount(t, img, "rw,"+c.options)
 			keys := 5
 			if c.attr > 2000 {
 				keys = 30

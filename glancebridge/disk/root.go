@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/novalet/novalet/glancebridge/disk/btrfs"
 	"github.com/novalet/novalet/glancebridge/disk/ext4"
 	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
@@ -181,6 +182,9 @@ func open(ctx context.Context, d blockio.Disk, hits []hit) (walk.FS, string, err
 	case "xfs":
 		fs, err := xfs.Open(ctx, d, xfs.Options{})
 		return fs, "xfs", err
+	case "btrfs":
+		fs, err := btrfs.Open(ctx, d, btrfs.Options{})
+		return fs, "btrfs", err
 	case "squashfs":
 		fs, err := squashfs.Open(ctx, d)
 		return fs, "squashfs", err

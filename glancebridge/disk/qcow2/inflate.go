@@ -54,7 +54,7 @@ func (f *inflater) load(c cluster.Cell, dst []byte) error {
 		return err
 	}
 	if f.zdec != nil {
-		if err := f.zdec.Fill(dst, in); err != nil {
+		if n, err := f.zdec.Fill(dst, in); err != nil || n < len(dst) {
 			return broken(c)
 		}
 		return nil

@@ -22,21 +22,26 @@ func New(size int) (*Decoder, error) {
 	return &Decoder{dec: dec}, err
 }
 
-// Fill undoes as many frames as fill dst. What follows them is not looked at.
-func (d *Decoder) Fill(dst, in []byte) error {
-	for done := 0; done < len(dst); {
+// Fill undoes frames until dst is full or no frame follows, and gives how much was filled. What follows the frames is
+// not looked at.
+func (d *Decoder) Fill(dst, in []byte) (int, error) {
+	done := 0
+	for done < len(dst) {
 		n := frame(in)
+		if n <= 0 && done > 0 {
+			return done, nil
+		}
 		if n <= 0 {
-			return ErrCorrupt
+			return 0, ErrCorrupt
 		}
 		out, err := d.dec.DecodeAll(in[:n], dst[done:done:len(dst)])
 		if err != nil || len(out) == 0 || len(out) > len(dst)-done {
-			return ErrCorrupt
+			return done, ErrCorrupt
 		}
 		done += len(out)
 		in = in[n:]
 	}
-	return nil
+	return done, nil
 }
 
 // All undoes all of in. It gives how much of dst was filled.
