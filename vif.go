@@ -177,6 +177,10 @@ type VIFPlugger interface {
 	Configure(ctx context.Context, r *PlugRequest) error
 	// Unplug removes the host side. Nil when nothing is there. It does not wait for the kernel to free the device.
 	Unplug(ctx context.Context, instanceUUID string, vif *VIF) error
+	// Park keeps the host side of a VIF wired while the instance does not run: the inner end leaves the namespace, which
+	// may end then. The next Plug takes it over. Neutron's agents do not see the port go and come. It is the same as
+	// Unplug when the guest got rid of the inner end. netns must still exist.
+	Park(ctx context.Context, instanceUUID string, vif *VIF, netns string) error
 	// Sweep removes plugs of ours whose instance is not among keep (by uuid), and returns what it removed.
 	Sweep(ctx context.Context, keep map[string]bool) ([]string, error)
 	// Stats returns rx and tx counters by VIF id, seen from the instance.

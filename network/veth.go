@@ -24,6 +24,9 @@ func (p *Plugger) plugPair(r *novalet.PlugRequest, ns *os.File, bridge int) erro
 	}
 	if link != nil {
 		same, err := peerIn(link, ns)
+		if err == nil && !same {
+			same, err = p.unpark(link, r, ns)
+		}
 		if err != nil {
 			return err
 		}

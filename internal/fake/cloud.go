@@ -571,6 +571,14 @@ func (p *Plugger) Unplug(ctx context.Context, uuid string, vif *novalet.VIF) err
 	return p.f.leave(ctx, "VIFPlugger.Unplug")
 }
 
+// Park implements novalet.VIFPlugger: the plug and the port's state stay.
+func (p *Plugger) Park(ctx context.Context, _ string, _ *novalet.VIF, _ string) error {
+	if err := p.f.enter(ctx, "VIFPlugger.Park"); err != nil {
+		return err
+	}
+	return p.f.leave(ctx, "VIFPlugger.Park")
+}
+
 // Sweep implements novalet.VIFPlugger.
 func (p *Plugger) Sweep(ctx context.Context, keep map[string]bool) ([]string, error) {
 	if err := p.f.enter(ctx, "VIFPlugger.Sweep"); err != nil {
