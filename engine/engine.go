@@ -24,6 +24,7 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/cgroup"
+	"github.com/novalet/novalet/engine/monitor/wire"
 	"github.com/novalet/novalet/engine/shim"
 )
 
@@ -95,6 +96,7 @@ type Engine struct {
 	prog   *os.File
 	bootID string
 	cpus   []int // that instances may be put on
+	shut   map[novalet.Kind]wire.Confine
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -162,6 +164,10 @@ func Open(o Options) (*Engine, error) {
 		instances: map[string]*instance{}, slots: map[int]string{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}}
 	for i := range runtime.NumCPU() {
 		e.cpus = append(e.cpus, i)
+	}
+	if e.shut, err = confinements(); err != nil {
+		prog.Close()
+		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	if err := e.adopt(); err != nil {

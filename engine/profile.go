@@ -5,6 +5,7 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/monitor/wire"
+	"github.com/novalet/novalet/engine/seccomp"
 )
 
 // applicationCaps are what programs written for containers expect of their root user.
@@ -22,7 +23,21 @@ var machineDropped = []int{
 	unix.CAP_CHECKPOINT_RESTORE, unix.CAP_LINUX_IMMUTABLE,
 }
 
-// confineOf is how processes of a kind are shut in.
+// confinements makes, for each kind, how its processes are shut in.
+func confinements() (map[novalet.Kind]wire.Confine, error) {
+	out := map[novalet.Kind]wire.Confine{}
+	for kind, profile := range map[novalet.Kind]seccomp.Kind{novalet.KindApplication: seccomp.Application, novalet.KindMachine: seccomp.Machine} {
+		c := confineOf(kind)
+		var err error
+		if c.Seccomp, err = seccomp.Program(profile); err != nil {
+			return nil, err
+		}
+		out[kind] = c
+	}
+	return out, nil
+}
+
+// confineOf is the capabilities of a kind.
 func confineOf(kind novalet.Kind) wire.Confine {
 	var c wire.Confine
 	if kind == novalet.KindMachine {

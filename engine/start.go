@@ -98,7 +98,7 @@ func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet
 	}
 	m := &wire.Start{
 		Machine: c.Kind == novalet.KindMachine, StopSignal: sig, DeadlineMS: e.o.StartTimeout.Milliseconds(),
-		Process: processOf(&c.Process), Confine: confineOf(c.Kind), Rescue: c.Rescue,
+		Process: processOf(&c.Process), Confine: e.shut[c.Kind], Rescue: c.Rescue,
 		CgroupV2: e.cg.Layout.V2 != "" && (c.Kind == novalet.KindMachine || len(e.cg.Layout.V1) == 0),
 	}
 	if m.Machine && c.Process.StopSignal == "SIGTERM" {
