@@ -1,0 +1,493 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/cleanup"
+)
+
+// boot is one build under way. It is a straight line:
+//
+//	save {building, spawning, host} -> ports -------> plug --> wired --.
+//	image prepared ----------------------------------------------------+-> start -> save {active}
+//	sandbox created --------------------------------'                  |
+//
+// Only the two saves, the ports, the image and the wiring are on the critical path; events, interface rows, block
+// device rows and the info cache are written beside it. Each step registers its undo before it acts. A boot that is
+// run again after a crash finds what the first run did: every step may be repeated.
+type boot struct {
+	a    *Agent
+	in   *instance
+	op   *novalet.Operation
+	args *novalet.BuildArgs
+	inst *novalet.Instance
+	undo cleanup.Stack
+	time *timing
+
+	image *novalet.Image
+	kind  novalet.Kind // "" until known
+	info  novalet.NetworkInfo
+	// saved: the row names this host; claimed: the instance counts here.
+	saved bool
+}
+
+// build is build_and_run_instance.
+func (a *Agent) build(ctx context.Context, in *instance, op *novalet.Operation) error {
+	args := op.Args.Build
+	if args == nil {
+		return fmt.Errorf("build instance %s: the message has no build arguments: %w", in.uuid, novalet.ErrInvalidState)
+	}
+	b := &boot{a: a, in: in, op: op, args: args, time: newTiming(a.now())}
+	in.read(func(r *record) {
+		if r.Allocated {
+			b.info = r.Instance.NetworkInfo
+		}
+	})
+	var failed *failure
+	in.read(func(r *record) { failed = r.Failed })
+	if failed != nil {
+		// A failure that a crash interrupted is brought to its end, not turned into a second try.
+		b.registerUndo()
+		return b.fail(ctx, failed, errors.New(failed.Cause))
+	}
+	in.set(func(r *record) {
+		kept := *args
+		r.Build = &kept
+		r.FirstBoot = true
+		r.Resident = true
+		if r.Seed == "" {
+			r.Seed = randomSeed()
+		}
+	})
+	b.inst = in.view()
+	err := a.builds.acquire(ctx)
+	if err == nil {
+		err = b.run(ctx)
+		a.builds.release()
+	}
+	if err == nil {
+		a.timings.put(in.uuid, b.time)
+		in.log.Info("instance booted", "request_id", op.Context.RequestID, "kind", b.kind, "image", args.Image.ID, "took", b.time.total(), "steps", b.time)
+		return nil
+	}
+	if errors.Is(context.Cause(ctx), errShutdown) {
+		b.undo.Drop()
+		return errShutdown
+	}
+	return b.fail(ctx, b.classify(ctx, err), err)
+}
+
+// run takes the steps. On error nothing is undone yet.
+func (b *boot) run(ctx context.Context) error {
+	b.registerUndo()
+	if err := b.claim(); err != nil {
+		return err
+	}
+	imageReady := make(chan struct{})
+	sandboxReady := make(chan struct{})
+	var status *novalet.ContainerStatus
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(imageReady)
+		defer b.time.start("image")()
+		img, err := b.a.images.Prepare(gctx, b.imageRequest())
+		if err != nil {
+			return fmt.Errorf("prepare image %s: %w", b.args.Image.ID, err)
+		}
+		b.image, b.kind = img, kindOf(img, b.inst)
+		return nil
+	})
+	group.Go(func() error {
+		defer close(sandboxReady)
+		defer b.time.start("sandbox")()
+		s, err := sandboxSpec(&b.a.cfg, b.inst, b.cpuSet())
+		if err != nil {
+			return err
+		}
+		if status, err = b.a.runtime.Create(gctx, s); err != nil {
+			return fmt.Errorf("create sandbox: %w", err)
+		}
+		return nil
+	})
+	beside, bctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		done := b.time.start("save_building")
+		err := b.saveBuilding(gctx)
+		done()
+		if err != nil {
+			return err
+		}
+		if err := b.allocate(gctx); err != nil {
+			return err
+		}
+		b.writeBeside(bctx, beside)
+		for i := range b.info {
+			if err := b.a.plugger.Check(&b.info[i]); err != nil {
+				return fmt.Errorf("check vif %s: %w", b.info[i].ID, err)
+			}
+		}
+		select {
+		case <-sandboxReady:
+		case <-gctx.Done():
+			return context.Cause(gctx)
+		}
+		if status == nil {
+			return nil // the sandbox's own error ends the group
+		}
+		return b.plugAndWait(gctx, status.NetNS, imageReady)
+	})
+	if err := group.Wait(); err != nil {
+		// What runs beside must not write over what the failure writes.
+		_ = beside.Wait()
+		return err
+	}
+	spec, err := b.containerSpec()
+	if err != nil {
+		_ = beside.Wait()
+		return err
+	}
+	done := b.time.start("start")
+	err = b.a.runtime.Start(ctx, b.in.uuid, spec)
+	done()
+	if err != nil {
+		_ = beside.Wait()
+		return fmt.Errorf("start container: %w", err)
+	}
+	// The first answer that says ACTIVE must have the addresses.
+	if err := beside.Wait(); err != nil {
+		return err
+	}
+	done = b.time.start("save_active")
+	err = b.saveActive(ctx, spec)
+	done()
+	return err
+}
+
+// registerUndo lists what a failed boot takes back; each step is safe on nothing.
+func (b *boot) registerUndo() {
+	a, in := b.a, b.in
+	b.undo.Add("ports", func(ctx context.Context) error {
+		if !b.saved && len(b.info) == 0 {
+			return nil // nothing was asked of Neutron
+		}
+		return a.network.Deallocate(ctx, b.op.Context, b.inst, in.portsToFree(b.info))
+	})
+	b.undo.Add("image", func(ctx context.Context) error { return a.images.Release(ctx, in.uuid) })
+	b.undo.Add("plugs", func(ctx context.Context) error { return a.unplugAll(ctx, in.uuid, b.info) })
+	b.undo.Add("container", func(ctx context.Context) error {
+		return a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{})
+	})
+	if b.inst == nil {
+		b.inst, b.saved = in.view(), true
+	}
+}
+
+// claim takes host CPUs when the flavor asks for its own. Everything else Placement has counted.
+func (b *boot) claim() error {
+	set, err := b.a.claimCPUs(b.in)
+	if err != nil {
+		return err
+	}
+	b.in.set(func(r *record) { r.CPUSet = set })
+	return nil
+}
+
+func (b *boot) cpuSet() string {
+	var set string
+	b.in.read(func(r *record) { set = r.CPUSet })
+	return set
+}
+
+func (b *boot) imageRequest() *novalet.ImageRequest {
+	return &novalet.ImageRequest{Context: b.op.Context, InstanceUUID: b.in.uuid, ImageID: b.args.Image.ID,
+		Meta: b.args.Image, MaxBytes: b.inst.Flavor.RootGB << 30}
+}
+
+// saveBuilding claims the row. Neutron's events reach us only once the row names this host, so nothing is bound before.
+func (b *boot) saveBuilding(ctx context.Context) error {
+	b.saved = true // also when the answer gets lost
+	fields := map[string]any{
+		"vm_state": novalet.VMBuilding, "task_state": novalet.TaskSpawning,
+		"host": b.a.host, "node": b.args.Node, "launched_on": b.a.host,
+	}
+	// A repeated boot finds spawning: its own first save.
+	expected := []novalet.TaskState{novalet.TaskScheduling, novalet.TaskNone}
+	if b.inst.Host == b.a.host {
+		expected = append(expected, novalet.TaskSpawning)
+	}
+	if err := b.a.save(ctx, b.in, b.op.Context, expected, fields); err != nil {
+		if errors.Is(err, novalet.ErrTaskState) || errors.Is(err, novalet.ErrInstanceGone) {
+			b.saved = b.inst.Host == b.a.host
+		}
+		return fmt.Errorf("save building: %w", err)
+	}
+	b.in.set(func(r *record) {
+		i := &r.Instance
+		i.VMState, i.TaskState, i.Host, i.Node = novalet.VMBuilding, novalet.TaskSpawning, b.a.host, b.args.Node
+	})
+	b.inst = b.in.view()
+	b.a.announce(b.in)
+	return nil
+}
+
+// allocate makes and binds the ports, unless an earlier run of this boot has them.
+func (b *boot) allocate(ctx context.Context) error {
+	defer b.time.start("ports")()
+	var allocated, again bool
+	b.in.read(func(r *record) { allocated, again = r.Allocated, b.in.replayed })
+	if allocated {
+		return nil
+	}
+	if again {
+		// An earlier run may have ended while it made ports; those are not known here.
+		if err := b.a.network.Deallocate(ctx, b.op.Context, b.inst, b.in.portsToFree(b.info)); err != nil {
+			return fmt.Errorf("free ports of an interrupted boot: %w", err)
+		}
+	}
+	info, err := b.a.network.Allocate(ctx, &novalet.AllocateRequest{Context: b.op.Context, Instance: b.inst,
+		Networks: b.args.RequestedNetworks, SecurityGroups: b.args.SecurityGroups})
+	if err != nil {
+		return fmt.Errorf("allocate ports: %w", err)
+	}
+	b.info = info
+	if err := b.in.update(func(r *record) { r.Instance.NetworkInfo, r.Allocated = info, true }); err != nil {
+		return err
+	}
+	b.inst = b.in.view()
+	return nil
+}
+
+// writeBeside writes what must be there when the instance turns ACTIVE but what no step waits for.
+func (b *boot) writeBeside(ctx context.Context, group *errgroup.Group) {
+	a, rc, uuid := b.a, b.op.Context, b.in.uuid
+	if len(b.info) > 0 {
+		group.Go(func() error {
+			return a.insist(ctx, b.in.log, "save network info", func(ctx context.Context) error {
+				return a.conductor.SaveNetworkInfo(ctx, rc, uuid, b.info)
+			})
+		})
+	}
+	for i := range b.info {
+		group.Go(func() error {
+			// Only the order of interfaces and their tags hang on this row; a second one for the same port is refused.
+			err := a.insist(ctx, b.in.log, "create vif", func(ctx context.Context) error {
+				return a.conductor.CreateVIF(ctx, rc, uuid, &b.info[i], b.tagOf(i))
+			})
+			if err != nil && ctx.Err() == nil {
+				b.in.log.Warn("interface row is not recorded", "vif", b.info[i].ID, "err", err)
+			}
+			return nil
+		})
+	}
+	for i := range b.args.BlockDevices {
+		d := b.args.BlockDevices[i]
+		if d.BootIndex == nil || *d.BootIndex != 0 || d.DeviceName != "" {
+			continue
+		}
+		d.DeviceName = b.rootDevice()
+		group.Go(func() error {
+			err := a.insist(ctx, b.in.log, "save block device", func(ctx context.Context) error {
+				return a.conductor.SaveBlockDevice(ctx, rc, &d)
+			})
+			if err != nil && ctx.Err() == nil {
+				b.in.log.Warn("root device is not recorded", "err", err)
+			}
+			return nil
+		})
+	}
+}
+
+// tagOf is the device tag of the i-th interface.
+func (b *boot) tagOf(i int) string {
+	n := 0
+	for _, r := range b.args.RequestedNetworks {
+		if r.NetworkID == "none" {
+			continue
+		}
+		if n == i {
+			return r.Tag
+		}
+		n++
+	}
+	return ""
+}
+
+func (b *boot) rootDevice() string {
+	if b.inst.RootDeviceName != "" {
+		return b.inst.RootDeviceName
+	}
+	return "/dev/vda"
+}
+
+// plugAndWait plugs the interfaces and waits until Neutron has wired them.
+func (b *boot) plugAndWait(ctx context.Context, netns string, imageReady <-chan struct{}) error {
+	// The waiters stand before the plug: an event that comes in between would be lost.
+	waiters := b.a.expectPlugged(b.in.uuid, b.info)
+	defer b.a.events.drop(waiters)
+	done := b.time.start("plug")
+	static, known := b.static(imageReady)
+	if err := b.a.plugAll(ctx, b.in, b.info, netns, static); err != nil {
+		return err
+	}
+	done()
+	done = b.time.start("wired")
+	err := b.a.awaitPlugged(ctx, b.in, waiters)
+	done()
+	if err != nil || known {
+		return err
+	}
+	select {
+	case <-imageReady:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	// Plugged before the image told its kind: an application's addresses are still to be set.
+	if static, _ = b.static(imageReady); static {
+		return b.a.plugAll(ctx, b.in, b.info, netns, true)
+	}
+	return nil
+}
+
+// static says whether the host sets the addresses, and whether that is known yet.
+func (b *boot) static(imageReady <-chan struct{}) (static, known bool) {
+	if k := kindAsked(b.inst, &b.args.Image); k != "" {
+		return k == novalet.KindApplication, true
+	}
+	select {
+	case <-imageReady:
+		return b.kind == novalet.KindApplication, true
+	default:
+		return false, false
+	}
+}
+
+// containerSpec joins instance and image; from here on the words are OCI's.
+func (b *boot) containerSpec() (*novalet.ContainerSpec, error) {
+	b.in.set(func(r *record) { r.Image = b.image })
+	return b.a.specFor(b.in)
+}
+
+// saveActive is the save that makes the instance ACTIVE. Expecting spawning protects against a delete that came meanwhile.
+func (b *boot) saveActive(ctx context.Context, spec *novalet.ContainerSpec) error {
+	now := b.a.now().UTC()
+	fields := map[string]any{
+		"vm_state": novalet.VMActive, "task_state": nil, "power_state": novalet.PowerRunning,
+		"launched_at": now, "root_device_name": b.rootDevice(),
+	}
+	if configDriveForced(&b.a.cfg, b.inst) && hasConfigDrive(spec) {
+		fields["config_drive"] = "True"
+	}
+	v4, v6 := accessIPs(b.a.cfg.DefaultAccessIPNetworkName, b.info)
+	if v4 != "" {
+		fields["access_ip_v4"] = v4
+	}
+	if v6 != "" {
+		fields["access_ip_v6"] = v6
+	}
+	if err := b.a.save(ctx, b.in, b.op.Context, []novalet.TaskState{novalet.TaskSpawning}, fields); err != nil {
+		return fmt.Errorf("save active: %w", err)
+	}
+	b.undo.Drop()
+	b.in.set(func(r *record) {
+		i := &r.Instance
+		i.VMState, i.TaskState, i.PowerState, i.LaunchedAt = novalet.VMActive, novalet.TaskNone, novalet.PowerRunning, &now
+		i.RootDeviceName = b.rootDevice()
+		if fields["config_drive"] != nil {
+			i.ConfigDrive = "True"
+		}
+		r.FirstBoot, r.Allocated, r.BootID = false, false, b.a.bootID
+	})
+	b.in.setPower(novalet.PowerRunning)
+	return nil
+}
+
+// accessIPs are the first addresses on the network that default_access_ip_network_name names.
+func accessIPs(network string, info novalet.NetworkInfo) (v4, v6 string) {
+	if network == "" {
+		return "", ""
+	}
+	for i := range info {
+		if info[i].Network.Label != network {
+			continue
+		}
+		for _, s := range info[i].Network.Subnets {
+			for _, ip := range s.IPs {
+				if ip.Version == 6 && v6 == "" {
+					v6 = ip.Address
+				} else if ip.Version == 4 && v4 == "" {
+					v4 = ip.Address
+				}
+			}
+		}
+	}
+	return v4, v6
+}
+
+// unplugAll takes the host's side of the interfaces away.
+func (a *Agent) unplugAll(ctx context.Context, uuid string, info novalet.NetworkInfo) error {
+	var errs []error
+	for i := range info {
+		if err := a.plugger.Unplug(ctx, uuid, &info[i]); err != nil {
+			errs = append(errs, fmt.Errorf("unplug vif %s: %w", info[i].ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// plugAll plugs the interfaces, all at once.
+func (a *Agent) plugAll(ctx context.Context, in *instance, info novalet.NetworkInfo, netns string, static bool) error {
+	requests := in.plugRequests(info, netns, static)
+	group, gctx := errgroup.WithContext(ctx)
+	for i := range requests {
+		group.Go(func() error {
+			if err := a.plugger.Plug(gctx, &requests[i]); err != nil {
+				return fmt.Errorf("plug vif %s: %w", requests[i].VIF.ID, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// plugRequests numbers the interfaces. An interface keeps its number as long as the instance has it, so that eth1 stays
+// eth1 when eth0 is detached.
+func (in *instance) plugRequests(info novalet.NetworkInfo, netns string, static bool) []novalet.PlugRequest {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	numbers, taken := map[string]int{}, map[int]bool{}
+	for i := range info {
+		if n, ok := in.rec.Interfaces[info[i].ID]; ok {
+			numbers[info[i].ID], taken[n] = n, true
+		}
+	}
+	out := make([]novalet.PlugRequest, len(info))
+	next := 0
+	for i := range info {
+		n, ok := numbers[info[i].ID]
+		if !ok {
+			for taken[next] {
+				next++
+			}
+			n = next
+			numbers[info[i].ID], taken[n] = n, true
+		}
+		out[i] = novalet.PlugRequest{InstanceUUID: in.uuid, VIF: &info[i], NetNS: netns, Index: n, Static: static,
+			ExtraSpecs: in.rec.Instance.Flavor.ExtraSpecs}
+	}
+	in.rec.Interfaces = numbers
+	return out
+}
+
+func randomSeed() string {
+	var b [512]byte
+	// crypto/rand.Read never fails: it ends the program instead.
+	_, _ = rand.Read(b[:])
+	return base64.StdEncoding.EncodeToString(b[:])
+}

@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/novalet/novalet"
+)
+
+func TestBoot(t *testing.T) {
+	l := newLab(t)
+	uuid := l.boot()
+	l.checkRunning(uuid)
+	r := l.world.Row(uuid)
+	if r.LaunchedAt == nil || r.LaunchedOn != testHost || r.Node != testHost || r.RootDeviceName != "/dev/vda" {
+		t.Errorf("row %+v", r)
+	}
+	if want := []string{"building/spawning", "active/"}; !slices.Equal(r.History, want) {
+		t.Errorf("states %v, want %v", r.History, want)
+	}
+	if len(r.VIFRows) != 1 {
+		t.Errorf("interface rows %v", r.VIFRows)
+	}
+	for _, p := range l.world.Plugs(uuid) {
+		if !p.Static || p.Index != 0 || p.Address == "" {
+			t.Errorf("plug %+v, want static with an address", p)
+		}
+	}
+	ev := l.world.ActionEvents(uuid)
+	if len(ev) != 1 || ev[0].Name != "compute__do_build_and_run_instance" || !ev[0].Finished || ev[0].Err != nil {
+		t.Errorf("events %+v", ev)
+	}
+	calls := 0
+	for _, name := range l.h.Faults.Log() {
+		if strings.HasPrefix(name, "Conductor.") && name != "Conductor.InstancesByHost" && name != "Conductor.Evacuated" {
+			calls++
+		}
+	}
+	if calls > 7 {
+		t.Errorf("%d conductor calls for a boot, want 7 at most", calls)
+	}
+	_, spec := l.world.Specs(uuid)
+	if !slices.Equal(spec.Process.Args, []string{"/bin/sleep", "1d"}) || !slices.Equal(spec.Process.Env, []string{"A=image", "B=meta", "C=meta"}) {
+		t.Errorf("process %+v", spec.Process)
+	}
+	timings, ok := l.agent.Timings(uuid)
+	if !ok || len(timings.Steps) < 7 {
+		t.Errorf("timings %+v", timings)
+	}
+}
+
+func TestBootThenDelete(t *testing.T) {
+	l := newLab(t)
+	uuid := l.boot()
+	l.h.Faults.Log()
+	l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+	l.awaitGone(uuid)
+	l.checkNothingLeft(uuid)
+	if l.world.Allocated(uuid) {
+		t.Error("allocation is left")
+	}
+	if r := l.world.Row(uuid); r.VMState != novalet.VMDeleted || r.TerminatedAt == nil {
+		t.Errorf("row is %s, terminated at %v", r.VMState, r.TerminatedAt)
+	}
+	calls := 0
+	for _, name := range l.h.Faults.Log() {
+		if strings.HasPrefix(name, "Conductor.") {
+			calls++
+		}
+	}
+	if calls > 6 {
+		t.Errorf("%d conductor calls for a delete, want 6 at most", calls)
+	}
+}

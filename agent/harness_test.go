@@ -1,0 +1,279 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/fake"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	testHost  = "host1"
+	appImage  = "3f0c2d8a-0000-4000-8000-0000000000cc"
+	diskImage = "3f0c2d8a-0000-4000-8000-0000000000dd"
+)
+
+// lab is a world with one agent on it.
+type lab struct {
+	t     testing.TB
+	dir   string
+	world *fake.World
+	cfg   Config
+	agent *Agent
+	h     *fake.Handle
+	next  int
+}
+
+func newLab(t testing.TB, options ...func(*lab)) *lab {
+	t.Helper()
+	l := &lab{t: t, dir: t.TempDir(), world: fake.NewWorld(testHost), cfg: DefaultConfig()}
+	l.world.AddImage(&novalet.Image{ID: appImage, Kind: novalet.KindApplication, Size: 1 << 20,
+		Layers: []novalet.Layer{{DiffID: "sha256:a"}}, Config: novalet.ImageConfig{Cmd: []string{"/bin/sleep", "1d"}, Env: []string{"A=image", "B=image"}}})
+	l.world.AddImage(&novalet.Image{ID: diskImage, Kind: novalet.KindMachine, Size: 1 << 20, Init: "/sbin/init",
+		Layers: []novalet.Layer{{DiffID: "sha256:d"}}})
+	for _, o := range options {
+		o(l)
+	}
+	l.open()
+	t.Cleanup(l.close)
+	return l
+}
+
+// open starts an agent process on the world: the first, or the next one.
+func (l *lab) open() {
+	l.t.Helper()
+	if err := l.tryOpen(); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.agent.Recover(context.Background()); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) tryOpen() error {
+	l.h = l.world.Open()
+	level := slog.LevelError
+	if testing.Verbose() {
+		level = slog.LevelDebug
+	}
+	a, err := Open(Options{Host: testHost, StateDir: l.dir, Config: l.cfg,
+		Logger:    slog.New(slog.NewTextHandler(testWriter{l.t}, &slog.HandlerOptions{Level: level + 4})),
+		Conductor: l.h.Conductor, Placement: l.h.Placement, Images: l.h.Images, Network: l.h.Network,
+		Plugger: l.h.Plugger, Runtime: l.h.Runtime, BootID: func() (string, error) { return l.world.BootID(), nil }})
+	if err != nil {
+		return err
+	}
+	a.store.sync = false // the disk's own speed is no part of these tests
+	l.agent = a
+	l.world.OnActive(func(p *fake.Port) {
+		a.ExternalEvents(context.Background(), novalet.RequestContext{}, []novalet.ExternalEvent{{InstanceUUID: p.Device, Name: "network-vif-plugged", Status: "completed", Tag: p.ID}})
+	})
+	return nil
+}
+
+func (l *lab) close() {
+	if l.agent == nil {
+		return
+	}
+	if err := l.agent.Close(); err != nil {
+		l.t.Error(err)
+	}
+	l.agent = nil
+}
+
+// crash ends the agent as SIGKILL does: nothing more of it reaches the disk or the world.
+func (l *lab) crash() {
+	l.agent.store.frozen.Store(true)
+	l.h.Faults.Kill()
+	l.close()
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	if testing.Verbose() {
+		fmt.Fprint(os.Stderr, string(p))
+	}
+	return len(p), nil
+}
+
+// server makes the row and allocation of a new server, and the operation that builds it.
+func (l *lab) server(change ...func(*novalet.Operation)) *novalet.Operation {
+	l.next++
+	uuid := fmt.Sprintf("%08d-0000-4000-8000-000000000000", l.next)
+	zero := int64(0)
+	op := &novalet.Operation{
+		ID: "build-" + uuid, Method: novalet.MethodBuild, Context: novalet.RequestContext{RequestID: "req-" + uuid},
+		Instance: novalet.Instance{ID: int64(l.next), UUID: uuid, Name: "instance-1", ProjectID: "p", Hostname: "web", DisplayName: "web",
+			ImageRef: appImage, VMState: novalet.VMBuilding, TaskState: novalet.TaskScheduling,
+			Metadata: map[string]string{"B": "meta", "C": "meta", "not a name": "x"}, SystemMetadata: map[string]string{"image_base_image_ref": appImage},
+			Flavor: novalet.Flavor{MemoryMB: 64, VCPUs: 1, RootGB: 1}},
+		Args: novalet.OperationArgs{Build: &novalet.BuildArgs{Image: novalet.ImageMeta{ID: appImage}, Node: testHost,
+			RequestedNetworks: []novalet.NetworkRequest{{NetworkID: "net"}},
+			BlockDevices:      []novalet.BlockDevice{{SourceType: "image", DestinationType: "local", BootIndex: &zero}}}},
+	}
+	for _, c := range change {
+		c(op)
+	}
+	l.world.PutRow(op.Instance)
+	l.world.Allocate(uuid)
+	return op
+}
+
+func (l *lab) submit(op *novalet.Operation) {
+	l.t.Helper()
+	if err := l.agent.Submit(context.Background(), op); err != nil {
+		l.t.Fatalf("submit %s: %v", op.Method, err)
+	}
+}
+
+// boot builds a server and waits until it is ACTIVE.
+func (l *lab) boot(change ...func(*novalet.Operation)) string {
+	l.t.Helper()
+	op := l.server(change...)
+	l.submit(op)
+	l.await(op.Instance.UUID, novalet.VMActive)
+	return op.Instance.UUID
+}
+
+var opCounter atomic.Int64
+
+// cast sets the task_state as nova-api does and submits a method for an existing server.
+func (l *lab) cast(uuid string, m novalet.Method, task novalet.TaskState, args novalet.OperationArgs) *novalet.Operation {
+	l.t.Helper()
+	op := l.message(uuid, m, task, args)
+	l.submit(op)
+	return op
+}
+
+func (l *lab) message(uuid string, m novalet.Method, task novalet.TaskState, args novalet.OperationArgs) *novalet.Operation {
+	l.world.SetRow(uuid, func(r *fake.Row) { r.TaskState = task })
+	n := opCounter.Add(1)
+	return &novalet.Operation{ID: fmt.Sprintf("op-%d", n), Method: m, Context: novalet.RequestContext{RequestID: fmt.Sprintf("req-%d", n)},
+		Instance: l.world.Row(uuid).Instance, Args: args}
+}
+
+// eventually polls: nothing here depends on how fast the machine is.
+func eventually(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("never happened: %s", what)
+}
+
+// await waits for a vm_state without a task_state, and for the agent to be done with it.
+func (l *lab) await(uuid string, vm novalet.VMState) {
+	l.t.Helper()
+	eventually(l.t, fmt.Sprintf("%s is %s (is %+v)", uuid, vm, l.state(uuid)), func() bool {
+		r := l.world.Row(uuid)
+		return r != nil && r.VMState == vm && r.TaskState == novalet.TaskNone && l.idle(uuid)
+	})
+}
+
+func (l *lab) state(uuid string) string {
+	r := l.world.Row(uuid)
+	if r == nil {
+		return "no row"
+	}
+	return fmt.Sprintf("%s/%s history %v", r.VMState, r.TaskState, r.History)
+}
+
+// idle says whether the agent has nothing to do for an instance and its events are written.
+func (l *lab) idle(uuid string) bool {
+	if in, err := l.agent.lookup(uuid); err == nil {
+		in.mu.Lock()
+		busy := in.busy || len(in.rec.Ops) > 0 || len(in.tasks) > 0
+		in.mu.Unlock()
+		if busy {
+			return false
+		}
+	}
+	for _, e := range l.world.ActionEvents(uuid) {
+		if !e.Finished && e.Name != "interrupted" {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *lab) awaitGone(uuid string) {
+	l.t.Helper()
+	eventually(l.t, uuid+" is deleted", func() bool {
+		r := l.world.Row(uuid)
+		_, err := l.agent.lookup(uuid)
+		return r != nil && r.Deleted && err != nil
+	})
+}
+
+// checkNothingLeft asserts that host and cloud hold nothing of the instance.
+func (l *lab) checkNothingLeft(uuid string) {
+	l.t.Helper()
+	if s := l.world.State(uuid); s != "" {
+		l.t.Errorf("container is left: %s", s)
+	}
+	if p := l.world.Plugs(uuid); len(p) > 0 {
+		l.t.Errorf("plugs are left: %v", p)
+	}
+	if p := l.world.Ports(uuid); len(p) > 0 {
+		l.t.Errorf("ports are left: %v", p)
+	}
+	for _, id := range l.world.Leased() {
+		if id == uuid {
+			l.t.Error("image lease is left")
+		}
+	}
+	if l.world.Announced(uuid) {
+		l.t.Error("the resource tracker still counts it")
+	}
+	eventually(l.t, "the record is gone", func() bool {
+		_, err := os.Stat(filepath.Join(l.dir, "instances", uuid+".json"))
+		return os.IsNotExist(err)
+	})
+	entries, err := os.ReadDir(filepath.Join(l.dir, "instances"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Name(), uuid) {
+			l.t.Errorf("state file %s is left", e.Name())
+		}
+	}
+}
+
+// checkRunning asserts that an ACTIVE instance is whole.
+func (l *lab) checkRunning(uuid string) {
+	l.t.Helper()
+	r := l.world.Row(uuid)
+	if r.VMState != novalet.VMActive || r.TaskState != novalet.TaskNone || r.PowerState != novalet.PowerRunning || r.Host != testHost {
+		l.t.Errorf("row is %s/%s power %d on %q", r.VMState, r.TaskState, r.PowerState, r.Host)
+	}
+	if s := l.world.State(uuid); s != novalet.ContainerRunning {
+		l.t.Errorf("container is %q", s)
+	}
+	ports := l.world.Ports(uuid)
+	if len(ports) != 1 || len(r.Info) != 1 || r.Info[0].ID != ports[0].ID {
+		l.t.Errorf("ports %v, network info %v", ports, r.Info)
+	}
+	plugs := l.world.Plugs(uuid)
+	if len(plugs) != 1 {
+		l.t.Errorf("plugs %v", plugs)
+	}
+	if !l.world.Allocated(uuid) || !l.world.Announced(uuid) {
+		l.t.Errorf("allocated %v, announced %v", l.world.Allocated(uuid), l.world.Announced(uuid))
+	}
+}

@@ -1,0 +1,230 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/novalet/novalet"
+)
+
+// freePortsTime is how long a delete waits for Neutron before it goes on without; what is left is tried again later.
+const freePortsTime = 20 * time.Second
+
+// terminate is terminate_instance. It stands at the head of the queue: what ran was ended by Submit. It is no error if
+// the instance is already gone, here or in Nova.
+//
+// The host's side of the interfaces is unplugged before the ports are freed, so that an address given to somebody
+// else is never used by two. The ports, the allocation and the container go side by side.
+func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operation) error {
+	t := newTiming(a.now())
+	inst := in.view()
+	in.mu.Lock()
+	info, console := in.rec.Instance.NetworkInfo, in.rec.Console
+	in.rec.Instance.TaskState = novalet.TaskDeleting
+	in.mu.Unlock()
+	a.events.forget(in.uuid)
+	a.consoles.closeInstance(in.uuid)
+
+	// An attach or a refresh under way must not bring back what is freed here.
+	in.setDeleting(true)
+	defer in.setDeleting(false)
+	in.netMu.Lock()
+	defer in.netMu.Unlock()
+	in.read(func(r *record) { info = r.Instance.NetworkInfo })
+
+	left := &pending{Context: op.Context, Info: in.portsToFree(info)}
+	var destroyErr error
+	var wg sync.WaitGroup
+	done := t.start("host_and_network")
+	wg.Go(func() {
+		if destroyErr = a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}); destroyErr != nil {
+			return
+		}
+		if err := a.images.Release(ctx, in.uuid); err != nil {
+			in.log.Warn("image is not released", "err", err)
+			left.Image = true
+		}
+	})
+	wg.Go(func() {
+		if err := a.unplugAll(ctx, in.uuid, info); err != nil {
+			in.log.Warn("interfaces stay plugged", "err", err)
+			left.Plugs = true
+		}
+		left.Ports = a.freePorts(ctx, op.Context, in, inst, left.Info) != nil
+	})
+	var rowErr error
+	if ctx.Err() == nil {
+		wg.Go(func() { rowErr = a.dropVIFRows(ctx, in, op.Context) })
+	}
+	wg.Wait()
+	done()
+	if errors.Is(context.Cause(ctx), errShutdown) {
+		return errShutdown
+	}
+	if destroyErr != nil {
+		return a.terminateFailed(ctx, in, op, fmt.Errorf("destroy container: %w", destroyErr))
+	}
+	if rowErr != nil && !errors.Is(rowErr, novalet.ErrInstanceGone) {
+		in.log.Warn("interface rows stay", "err", rowErr)
+	}
+	wg.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
+	if console {
+		wg.Go(func() {
+			err := a.insist(ctx, in.log, "clean console tokens", func(ctx context.Context) error {
+				return a.conductor.CleanConsoleTokens(ctx, op.Context, in.uuid)
+			})
+			if err != nil && ctx.Err() == nil {
+				in.log.Warn("console tokens stay", "err", err)
+			}
+		})
+	}
+	done = t.start("row")
+	err := a.deleteRow(ctx, in, op.Context)
+	done()
+	wg.Wait()
+	if errors.Is(context.Cause(ctx), errShutdown) {
+		return errShutdown
+	}
+	if err != nil {
+		return a.terminateFailed(ctx, in, op, err)
+	}
+	in.forgetHere(left)
+	in.log.Info("instance deleted", "request_id", op.Context.RequestID, "took", t.total(), "steps", t)
+	return nil
+}
+
+// forgetHere makes the record one of an instance that is not here, with what is left to undo.
+func (in *instance) forgetHere(left *pending) {
+	in.set(func(r *record) {
+		r.Resident, r.Allocated, r.Failed, r.CPUSet, r.Build, r.Image, r.Rescue = false, false, nil, "", nil, nil, nil
+		r.Instance.NetworkInfo = nil
+		if r.Pending = left; left.empty() {
+			r.Pending = nil
+		}
+	})
+}
+
+// freePorts frees the instance's ports, with a bound on the time that a delete waits for Neutron.
+func (a *Agent) freePorts(ctx context.Context, rc novalet.RequestContext, in *instance, inst *novalet.Instance, info novalet.NetworkInfo) error {
+	ctx, cancel := context.WithTimeout(ctx, freePortsTime)
+	defer cancel()
+	err := a.network.Deallocate(ctx, rc, inst, info)
+	if err != nil && a.ctx.Err() == nil {
+		in.log.Warn("ports are not freed yet", "err", err)
+	}
+	return err
+}
+
+func (a *Agent) dropVIFRows(ctx context.Context, in *instance, rc novalet.RequestContext) error {
+	if len(in.view().NetworkInfo) == 0 {
+		return nil
+	}
+	return a.insist(ctx, in.log, "delete vifs", func(ctx context.Context) error {
+		return a.conductor.DeleteVIFs(ctx, rc, in.uuid)
+	})
+}
+
+// deleteRow marks the instance deleted, then the row.
+func (a *Agent) deleteRow(ctx context.Context, in *instance, rc novalet.RequestContext) error {
+	err := a.save(ctx, in, rc, nil, map[string]any{
+		"vm_state": novalet.VMDeleted, "task_state": nil, "power_state": novalet.PowerNoState, "terminated_at": a.now().UTC(),
+	})
+	if errors.Is(err, novalet.ErrInstanceGone) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("save deleted: %w", err)
+	}
+	in.set(func(r *record) {
+		r.Instance.VMState, r.Instance.TaskState, r.Instance.PowerState = novalet.VMDeleted, novalet.TaskNone, novalet.PowerNoState
+	})
+	in.setPower(novalet.PowerNoState)
+	err = a.insist(ctx, in.log, "destroy instance", func(ctx context.Context) error {
+		return a.conductor.DestroyInstance(ctx, rc, in.uuid)
+	})
+	if err != nil && !errors.Is(err, novalet.ErrInstanceGone) {
+		return fmt.Errorf("destroy row: %w", err)
+	}
+	return nil
+}
+
+// terminateFailed puts the instance into ERROR; the user may delete it again.
+func (a *Agent) terminateFailed(ctx context.Context, in *instance, op *novalet.Operation, err error) error {
+	fault := novalet.Faultf(novalet.ErrBusy, "", "The server could not be deleted: the host could not end it. Delete it again, or ask the operator.")
+	fault.Err = err
+	if ferr := a.insist(ctx, in.log, "create fault", func(ctx context.Context) error {
+		return a.conductor.CreateFault(ctx, op.Context, in.uuid, fault)
+	}); ferr != nil {
+		in.log.Warn("fault is not recorded", "err", ferr)
+	}
+	serr := a.save(ctx, in, op.Context, nil, map[string]any{"vm_state": novalet.VMError, "task_state": nil})
+	if errors.Is(context.Cause(ctx), errShutdown) {
+		return errShutdown
+	}
+	if serr != nil {
+		in.log.Warn("instance is not put into error", "err", serr)
+	}
+	in.set(func(r *record) {
+		r.Resident = true // still here
+		r.Instance.VMState, r.Instance.TaskState = novalet.VMError, novalet.TaskNone
+	})
+	return fault
+}
+
+// undoPending tries again what an earlier operation could not undo.
+func (a *Agent) undoPending(ctx context.Context, in *instance) error {
+	var p *pending
+	var resident bool
+	in.read(func(r *record) {
+		resident = r.Resident
+		if r.Pending != nil {
+			c := *r.Pending
+			p = &c
+		}
+	})
+	if p.empty() {
+		return nil
+	}
+	inst := in.view()
+	if p.Ports || p.Allocation {
+		// The instance may have found another host meanwhile; its ports and its allocation are that host's then.
+		rows, err := a.conductor.Instances(ctx, []string{in.uuid})
+		if err != nil {
+			return fmt.Errorf("read instance: %w", err)
+		}
+		for i := range rows {
+			if r := &rows[i]; !r.Deleted && (r.Host != "" || r.VMState == novalet.VMBuilding) {
+				p.Ports, p.Allocation = false, false
+			}
+		}
+	}
+	var errs []error
+	try := func(flag *bool, what string, f func() error) {
+		if !*flag {
+			return
+		}
+		if err := f(); err != nil {
+			errs = append(errs, fmt.Errorf("undo %s: %w", what, err))
+			return
+		}
+		*flag = false
+	}
+	if !resident {
+		try(&p.Container, "container", func() error { return a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}) })
+		try(&p.Plugs, "plugs", func() error { return a.unplugAll(ctx, in.uuid, p.Info) })
+		try(&p.Image, "image", func() error { return a.images.Release(ctx, in.uuid) })
+	} else {
+		p.Container, p.Plugs, p.Image = false, false, false
+	}
+	try(&p.Ports, "ports", func() error { return a.network.Deallocate(ctx, p.Context, inst, p.Info) })
+	try(&p.Allocation, "allocation", func() error { return a.placement.DeleteAllocation(ctx, in.uuid) })
+	in.note(func(r *record) {
+		if r.Pending = p; p.empty() {
+			r.Pending = nil
+		}
+	})
+	return errors.Join(errs...)
+}
