@@ -26,34 +26,36 @@ type announcement struct {
 	rctx   oslomsg.Context
 }
 
-// announce tells the schedulers, for their affinity filters, that an instance came, changed or went.
+// announce tells the schedulers, for their affinity filters, that an instance came, changed or went. It does not block.
 func (d *Driver) announce(inst *novalet.Instance, gone bool) {
 	if !d.o.TrackInstanceChanges {
 		return
 	}
-	a := announcement{method: "delete_instance_info", args: map[string]any{"host_name": d.o.Host, "instance_uuid": inst.UUID}}
-	if !gone {
-		rel := d.release.get()
-		o, err := ovo.Decode(inst.Wire)
-		if err != nil || o == nil {
-			o = rel.Minimal("Instance", nil).Key("uuid", inst.UUID)
-		}
-		o.ResetChanges()
-		o.Put("host", inst.Host)
-		o.Put("node", inst.Node)
-		o.Put("vm_state", inst.VMState)
-		o.Put("task_state", saveValue(inst.TaskState))
-		o.Put("power_state", inst.PowerState)
-		a = announcement{method: "update_instance_info", args: map[string]any{
-			"host_name": d.o.Host, "instance_info": ovo.NewList("InstanceList", rel.Version("InstanceList"), []*ovo.Object{o}),
-		}}
-	}
-	a.rctx = d.adminContext()
 	select {
-	case d.announcements <- a:
+	case d.announcements <- d.announcementFor(inst, gone):
 	default:
 		d.once("announce", "the bus takes no messages for the schedulers; leaving them to the next round")
 	}
+}
+
+func (d *Driver) announcementFor(inst *novalet.Instance, gone bool) announcement {
+	if gone {
+		return announcement{"delete_instance_info", map[string]any{"host_name": d.o.Host, "instance_uuid": inst.UUID}, d.adminContext()}
+	}
+	rel := d.release.get()
+	o, err := ovo.Decode(inst.Wire)
+	if err != nil || o == nil {
+		o = rel.Minimal("Instance", nil).Key("uuid", inst.UUID)
+	}
+	o.ResetChanges()
+	for f, v := range map[string]any{
+		"host": inst.Host, "node": inst.Node, "vm_state": inst.VMState, "task_state": saveValue(inst.TaskState), "power_state": inst.PowerState,
+	} {
+		o.Put(f, v)
+	}
+	return announcement{"update_instance_info", map[string]any{
+		"host_name": d.o.Host, "instance_info": ovo.NewList("InstanceList", rel.Version("InstanceList"), []*ovo.Object{o}),
+	}, d.adminContext()}
 }
 
 // announcer sends announcements in order, and the whole list from time to time.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/novalet/novalet"
@@ -262,12 +261,4 @@ func (d *Driver) instanceID(uuid string) int64 {
 		}
 	}
 	return 0
-}
-
-// copyStrings is maps.Clone that never gives nil.
-func copyStrings(m map[string]string) map[string]string {
-	if m == nil {
-		return map[string]string{}
-	}
-	return maps.Clone(m)
 }
