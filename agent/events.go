@@ -105,6 +105,11 @@ func (a *Agent) awaitPlugged(ctx context.Context, in *instance, ws []*waiter) er
 	timeout := time.NewTimer(a.cfg.VIFPluggingTimeout)
 	defer timeout.Stop()
 	delay := pollFirst
+	in.mu.Lock()
+	if in.replayed {
+		delay = 50 * time.Millisecond // the event of an interrupted boot may have come to nobody
+	}
+	in.mu.Unlock()
 	poll := time.NewTimer(delay)
 	defer poll.Stop()
 	for len(ws) > 0 {

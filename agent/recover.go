@@ -159,7 +159,12 @@ func (r *recovery) remove(ctx context.Context, uuid string) error {
 		return a.images.Release(ctx, uuid)
 	}
 	left := &pending{Context: a.conductor.NewContext(), Info: in.view().NetworkInfo}
-	left.Plugs = a.unplugAll(ctx, uuid, left.Info) != nil
+	in.read(func(rec *record) {
+		if rec.Pending != nil {
+			left = &pending{Context: rec.Pending.Context, Info: rec.Pending.Info, Ports: rec.Pending.Ports, Allocation: rec.Pending.Allocation}
+		}
+	})
+	left.Plugs = a.unplugAll(ctx, uuid, in.view().NetworkInfo) != nil
 	left.Image = a.images.Release(ctx, uuid) != nil
 	in.forgetHere(left)
 	in.note(func(rec *record) { rec.Ops = nil })
@@ -173,6 +178,8 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 	in, err := a.lookup(uuid)
 	known := err == nil
 	switch {
+	case known && !here && in.onlyPending():
+		return nil // it went; what is left to undo is tried again later
 	case row == nil && known:
 		if here {
 			in.log.Warn("Nova does not know this instance (any more); it is left alone")
@@ -195,9 +202,6 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 				in.refreshOps(row)
 				return nil
 			}
-			if len(in.pendingWork()) > 0 && !here {
-				return nil
-			}
 		}
 		if known || here {
 			a.log.Warn("instance is on another host; what is here is destroyed", "instance", uuid, "host", row.Host)
@@ -218,6 +222,7 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 		rec.Resident = true
 	})
 	in.setPower(powerOf(st.State))
+	a.announce(in)
 	if in.first() != nil {
 		in.refreshOps(row)
 		return nil
@@ -268,14 +273,11 @@ func (in *instance) first() *novalet.Operation {
 	return &o
 }
 
-// pendingWork names what is left to undo of an instance that is not here.
-func (in *instance) pendingWork() []string {
+// onlyPending says that the instance is not here, has nothing to do, and left something to undo.
+func (in *instance) onlyPending() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.rec.Resident || in.rec.Pending.empty() {
-		return nil
-	}
-	return []string{"pending"}
+	return !in.rec.Resident && len(in.rec.Ops) == 0 && !in.rec.Pending.empty()
 }
 
 // refreshOps lets the journal's operations see the instance as Nova has it now, and drops a build that had ended.

@@ -490,7 +490,7 @@ func (p *Plugger) Check(vif *novalet.VIF) error {
 	if vif.Type == "binding_failed" || vif.Type == "unbound" {
 		return novalet.Faultf(novalet.ErrAbort, "PortBindingFailed", "Binding failed for port %s.", vif.ID)
 	}
-	return nil
+	return p.f.leave(context.Background(), "VIFPlugger.Check")
 }
 
 // Plug implements novalet.VIFPlugger.
