@@ -3,6 +3,7 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -140,13 +141,16 @@ type applier struct {
 	w          *writers
 }
 
-// dirTime is what a directory gets when the layer is whole: its time, and the setgid bit, which would decide over the
-// owner of what is made in it.
+// dirTime is what a directory gets when the layer is whole: its time, and what would decide over the files made in it,
+// the setgid bit and the default ACL.
 type dirTime struct {
 	name   string
 	ts     [2]unix.Timespec
 	setgid uint32 // the whole mode, 0 unless it has the bit
+	acl    string // the default ACL
 }
+
+const aclDefault = "system.posix_acl_default"
 
 func (a *applier) begin(dir *os.File, index int, flags uint64) error {
 	name := strconv.Itoa(index)
@@ -229,6 +233,11 @@ func (a *applier) setDirTime(t dirTime) error {
 	if t.setgid != 0 {
 		if err := unix.Fchmod(fd, t.setgid); err != nil {
 			return fmt.Errorf("set directory mode: %w", err)
+		}
+	}
+	if t.acl != "" {
+		if err := a.xattr(fd, aclDefault, t.acl); err != nil {
+			return err
 		}
 	}
 	if err := futimens(fd, t.ts[:]); err != nil {
@@ -386,6 +395,11 @@ func (a *applier) dirMeta(fd int, name string, e *Entry) error {
 	if e.Mode&unix.S_ISGID != 0 {
 		t.setgid = e.Mode & 07777
 		early.Mode &^= unix.S_ISGID
+	}
+	if acl, ok := e.Xattrs[aclDefault]; ok && a.o.Owners {
+		t.acl = acl
+		early.Xattrs = maps.Clone(e.Xattrs)
+		delete(early.Xattrs, aclDefault)
 	}
 	if err := a.meta(fd, &early); err != nil {
 		return err

@@ -114,18 +114,25 @@ func (a *applier) meta(fd int, e *Entry) error {
 			}
 			continue
 		}
-		err := unix.Fsetxattr(fd, k, []byte(v), 0)
-		switch {
-		case err == nil:
-		case errors.Is(err, unix.EINVAL) && strings.HasPrefix(k, "system.posix_acl_"), errors.Is(err, unix.EINVAL) && k == capXattr:
-			return Refuse("the image has a damaged %s", k)
-		case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ERANGE):
-			return Refuse("the image has more extended attributes on a file than the host's file system can hold")
-		default:
-			return fmt.Errorf("set xattr %q: %w", short(k), err)
+		if err := a.xattr(fd, k, v); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// xattr sets one extended attribute.
+func (a *applier) xattr(fd int, k, v string) error {
+	err := unix.Fsetxattr(fd, k, []byte(v), 0)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EINVAL) && (strings.HasPrefix(k, "system.posix_acl_") || k == capXattr):
+		return Refuse("the image has a damaged %s", k)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.E2BIG), errors.Is(err, unix.ERANGE):
+		return Refuse("the image has more extended attributes on a file than the host's file system can hold")
+	}
+	return fmt.Errorf("set xattr %q: %w", short(k), err)
 }
 
 const capXattr = "security.capability"

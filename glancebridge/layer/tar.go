@@ -198,6 +198,9 @@ func tarXattrs(hdr *tar.Header, e *Entry) error {
 		switch {
 		case ok:
 		case k == "SCHILY.acl.access", k == "SCHILY.acl.default":
+			if hdr.PAXRecords["SCHILY.xattr.system.posix_acl_"+k[len("SCHILY.acl."):]] != "" {
+				continue // there in the kernel's own form, which has numbers instead of names
+			}
 			acl, err := parseACL(v, k == "SCHILY.acl.default")
 			if err != nil || acl == "" {
 				continue
