@@ -17,7 +17,7 @@ import (
 )
 
 // root finds the root file system of a disk.
-func (i *Image) root(ctx context.Context, d blockio.Disk, number int) error {
+func (i *Image) root(ctx context.Context, d blockio.Disk, o Options) error {
 	b, err := head(d)
 	if err != nil {
 		return err
@@ -28,10 +28,10 @@ func (i *Image) root(ctx context.Context, d blockio.Disk, number int) error {
 		if len(hits) > 1 || table != part.None {
 			return polyglot()
 		}
-		if number != 0 {
-			return verdict.Unsupported("leave the root partition number out", "the disk has no partitions, number %d is asked for", number)
+		if n := o.RootPartition; n != 0 {
+			return verdict.Unsupported("leave the root partition number out", "the disk has no partitions, number %d is asked for", n)
 		}
-		fs, name, err := open(ctx, d, hits)
+		fs, name, err := open(ctx, d, hits, o)
 		i.fs, i.info.Filesystem = fs, name
 		return err
 	}
@@ -43,25 +43,25 @@ func (i *Image) root(ctx context.Context, d blockio.Disk, number int) error {
 		return verdict.Unsupported("upload a disk with a partition table or a Linux file system",
 			"the image holds no partition table and no known file system")
 	}
-	if number != 0 {
-		return i.numbered(ctx, d, parts, number)
+	if o.RootPartition != 0 {
+		return i.numbered(ctx, d, parts, o)
 	}
-	return i.search(ctx, d, parts)
+	return i.search(ctx, d, parts, o)
 }
 
-func (i *Image) numbered(ctx context.Context, d blockio.Disk, parts []part.Partition, number int) error {
+func (i *Image) numbered(ctx context.Context, d blockio.Disk, parts []part.Partition, o Options) error {
 	for _, p := range parts {
-		if p.Number != number {
+		if p.Number != o.RootPartition {
 			continue
 		}
-		c, err := probe(ctx, d, p)
+		c, err := probe(ctx, d, p, o)
 		if err != nil {
 			return err
 		}
 		i.take(c)
 		return nil
 	}
-	return verdict.Unsupported("use one of the disk's numbers: "+numbers(parts), "the disk has no partition %d", number)
+	return verdict.Unsupported("use one of the disk's numbers: "+numbers(parts), "the disk has no partition %d", o.RootPartition)
 }
 
 func numbers(parts []part.Partition) string {
@@ -85,12 +85,12 @@ func (i *Image) take(c *candidate) {
 
 // search takes the one partition that holds a root: by its type if that says so, else by its contents. When there is
 // none, the largest partition's problem is the answer.
-func (i *Image) search(ctx context.Context, d blockio.Disk, parts []part.Partition) error {
+func (i *Image) search(ctx context.Context, d blockio.Disk, parts []part.Partition, o Options) error {
 	var typed, found []*candidate
 	var problem error
 	var size int64
 	for _, p := range parts {
-		c, ok, err := consider(ctx, d, p)
+		c, ok, err := consider(ctx, d, p, o)
 		var r *Refused
 		switch {
 		case errors.As(err, &r):
@@ -127,8 +127,8 @@ func (i *Image) search(ctx context.Context, d blockio.Disk, parts []part.Partiti
 }
 
 // consider opens a partition and says whether its contents are those of a root file system.
-func consider(ctx context.Context, d blockio.Disk, p part.Partition) (*candidate, bool, error) {
-	c, err := probe(ctx, d, p)
+func consider(ctx context.Context, d blockio.Disk, p part.Partition, o Options) (*candidate, bool, error) {
+	c, err := probe(ctx, d, p, o)
 	if err != nil {
 		return nil, false, err
 	}
@@ -137,7 +137,7 @@ func consider(ctx context.Context, d blockio.Disk, p part.Partition) (*candidate
 }
 
 // probe opens the file system of a partition.
-func probe(ctx context.Context, d blockio.Disk, p part.Partition) (*candidate, error) {
+func probe(ctx context.Context, d blockio.Disk, p part.Partition, o Options) (*candidate, error) {
 	if p.Off >= d.Size() {
 		return nil, verdict.Cut("partition %d begins at byte %d of %d", p.Number, p.Off, d.Size())
 	}
@@ -146,7 +146,7 @@ func probe(ctx context.Context, d blockio.Disk, p part.Partition) (*candidate, e
 	if err != nil {
 		return nil, err
 	}
-	fs, name, err := open(ctx, s, fileSystems(b))
+	fs, name, err := open(ctx, s, fileSystems(b), o)
 	if err != nil {
 		return nil, explain(p, err)
 	}
@@ -163,7 +163,7 @@ func explain(p part.Partition, err error) error {
 }
 
 // open opens the file system that a look at the first bytes has found.
-func open(ctx context.Context, d blockio.Disk, hits []hit) (walk.FS, string, error) {
+func open(ctx context.Context, d blockio.Disk, hits []hit, o Options) (walk.FS, string, error) {
 	switch {
 	case len(hits) == 0:
 		return nil, "", verdict.Unsupported("use ext4, XFS, btrfs or squashfs for the root file system", "no known file system")
@@ -174,16 +174,16 @@ func open(ctx context.Context, d blockio.Disk, hits []hit) (walk.FS, string, err
 	}
 	switch hits[0].kind {
 	case "ext4":
-		fs, err := ext4.Open(ctx, d, ext4.Options{})
+		fs, err := ext4.Open(ctx, d, ext4.Options{IgnoreChecksums: o.ignoreChecksums})
 		if err != nil {
 			return nil, "", err
 		}
 		return fs, fs.Name(), nil
 	case "xfs":
-		fs, err := xfs.Open(ctx, d, xfs.Options{})
+		fs, err := xfs.Open(ctx, d, xfs.Options{IgnoreChecksums: o.ignoreChecksums})
 		return fs, "xfs", err
 	case "btrfs":
-		fs, err := btrfs.Open(ctx, d, btrfs.Options{})
+		fs, err := btrfs.Open(ctx, d, btrfs.Options{IgnoreChecksums: o.ignoreChecksums})
 		return fs, "btrfs", err
 	case "squashfs":
 		fs, err := squashfs.Open(ctx, d)

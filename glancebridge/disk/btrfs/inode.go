@@ -44,6 +44,10 @@ func (f *FS) Stat(r uint64) (*walk.Node, error) {
 		r = g
 	}
 	t, no := split(r)
+	if t == stubTree && no < uint64(len(f.stubs)) {
+		n := *f.stubs[no]
+		return &n, nil
+	}
 	if t >= len(f.trees) {
 		return nil, verdict.Damaged("btrfs: tree %d is wanted", t)
 	}
@@ -122,6 +126,9 @@ func (f *FS) ReadDir(n *walk.Node, emit func(name []byte, ref uint64) error) err
 // readDir enters the subvolumes that enter says.
 func (f *FS) readDir(n *walk.Node, enter func(tree int, snapshot bool) bool, emit func(name []byte, ref uint64) error) error {
 	i := n.Priv.(*inode)
+	if i.tree == stubTree {
+		return nil
+	}
 	return f.each(f.trees[i.tree].root, i.no, kindDirIndex, func(_ key, data []byte) error {
 		return dirEntries(data, func(e dirEntry) error {
 			switch e.at.kind {
@@ -132,6 +139,17 @@ func (f *FS) readDir(n *walk.Node, enter func(tree int, snapshot bool) bool, emi
 				}
 				return emit(e.name, r)
 			case kindRoot:
+				linked, err := f.linked(i, e)
+				if err != nil {
+					return err
+				}
+				if !linked {
+					r, err := f.stub(n, i, e.name)
+					if err != nil {
+						return err
+					}
+					return emit(e.name, r)
+				}
 				t, snapshot, err := f.tree(e.at.objectid)
 				if err != nil {
 					return err
@@ -149,6 +167,9 @@ func (f *FS) readDir(n *walk.Node, enter func(tree int, snapshot bool) bool, emi
 // Finish reads the extended attributes and a symlink's target.
 func (f *FS) Finish(n *walk.Node) error {
 	i := n.Priv.(*inode)
+	if i.tree == stubTree {
+		return nil
+	}
 	root := f.trees[i.tree].root
 	size := 0
 	err := f.each(root, i.no, kindXattr, func(_ key, data []byte) error {

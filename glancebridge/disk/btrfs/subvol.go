@@ -57,6 +57,47 @@ func (f *FS) tree(id uint64) (n int, snapshot bool, err error) {
 	return f.byID[id], snapshot, nil
 }
 
+// linked says whether a directory's entry is where the subvolume it names belongs: in a snapshot of a subvolume that has
+// others in it, the entries are there and the subvolumes are not (fixup_tree_root_location in fs/btrfs/inode.c).
+func (f *FS) linked(i *inode, e dirEntry) (bool, error) {
+	b, err := f.get(f.rootAt, key{objectid: f.trees[i.tree].id, kind: kindRootRef, offset: e.at.objectid})
+	if err != nil || len(b) < 18 {
+		return false, err
+	}
+	return le.Uint64(b) == i.no && string(b[18:]) == string(e.name), nil
+}
+
+// stubTree is the tree in the refs of directories that stand for subvolumes which are not there.
+const stubTree = 1<<(64-inodeBits) - 1
+
+// stub makes the empty directory that the kernel shows in place of a subvolume that is not there.
+func (f *FS) stub(parent *walk.Node, i *inode, name []byte) (uint64, error) {
+	at := stubKey{tree: i.tree, dir: i.no, name: string(name)}
+	if r, ok := f.stubAt[at]; ok {
+		return r, nil
+	}
+	if len(f.stubs) == maxTrees {
+		return 0, verdict.Limit("btrfs: there are more than %d subvolumes", maxTrees)
+	}
+	r, err := ref(stubTree, uint64(len(f.stubs)))
+	if err != nil {
+		return 0, err
+	}
+	n := &walk.Node{Ref: r, ID: r, Links: 1, Priv: &inode{tree: stubTree}}
+	n.Type, n.Mode = layer.TypeDirectory, 0o755
+	n.UID, n.GID, n.ModTime = parent.UID, parent.GID, parent.ModTime
+	f.stubs = append(f.stubs, n)
+	f.stubAt[at] = r
+	return r, nil
+}
+
+// stubKey is the directory entry that a stub stands for.
+type stubKey struct {
+	tree int
+	dir  uint64
+	name string
+}
+
 // pickRoot takes the default subvolume; when that is the top level and holds no system, a subvolume of it that does.
 func (f *FS) pickRoot(dir uint64) error {
 	id := uint64(fsTree)
@@ -86,8 +127,9 @@ func (f *FS) pickRoot(dir uint64) error {
 
 // reset forgets the trees: the root's must be the first.
 func (f *FS) reset() {
-	f.trees = nil
+	f.trees, f.stubs = nil, nil
 	clear(f.byID)
+	clear(f.stubAt)
 }
 
 // systemIn is the subvolume of the top level to boot from; the top level itself when none looks like one.

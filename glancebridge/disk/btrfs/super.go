@@ -10,6 +10,7 @@ import (
 
 	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
+	"github.com/novalet/novalet/glancebridge/disk/internal/walk"
 	"github.com/novalet/novalet/glancebridge/disk/internal/zst"
 )
 
@@ -52,6 +53,8 @@ type FS struct {
 	byID   map[uint64]int
 	grafts map[uint64]uint64 // directory to the root of what is mounted there
 	bound  map[int]bool      // trees that are mounted somewhere
+	stubs  []*walk.Node
+	stubAt map[stubKey]uint64
 	zdec   *zst.Decoder
 	last   unpacked
 }
@@ -85,6 +88,7 @@ func Detect(head []byte) bool {
 func Open(ctx context.Context, d blockio.Disk, o Options) (*FS, error) {
 	f := &FS{
 		c: blockio.NewCache(d, cachePages), d: d, byID: map[uint64]int{}, grafts: map[uint64]uint64{}, bound: map[int]bool{},
+		stubAt: map[stubKey]uint64{},
 	}
 	f.c.Bind(ctx)
 	s, err := f.c.View(superOff, superSize)

@@ -22,7 +22,7 @@ const (
 	kindDirIndex = 96
 	kindExtent   = 108
 	kindRoot     = 132
-	kindRootBack = 144
+	kindRootRef  = 156
 	kindChunk    = 228
 )
 

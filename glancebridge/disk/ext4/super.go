@@ -63,6 +63,7 @@ type FS struct {
 	incompat  uint32
 	roCompat  uint32
 	csum      bool
+	blind     bool // to wrong checksums
 	seed      uint32
 	replayed  int
 }
@@ -130,6 +131,7 @@ func (f *FS) super(o Options) error {
 	if le.Uint16(s[56:]) != 0xEF53 {
 		return verdict.Damaged("ext4: no superblock")
 	}
+	f.blind = o.IgnoreChecksums
 	f.compat, f.incompat, f.roCompat = le.Uint32(s[92:]), le.Uint32(s[96:]), le.Uint32(s[100:])
 	f.firstIno, f.inodeSize = le.Uint32(s[84:]), int(le.Uint16(s[88:]))
 	if le.Uint32(s[76:]) == 0 { // revision 0 has fixed sizes and no feature words
@@ -142,7 +144,7 @@ func (f *FS) super(o Options) error {
 		return verdict.Unsupported("make the file system with the distribution's default features",
 			"ext4: the file system needs unknown features (%#x)", bad)
 	}
-	if f.roCompat&roCompatMetadataCsum != 0 && !o.IgnoreChecksums {
+	if f.roCompat&roCompatMetadataCsum != 0 && !f.blind {
 		if sum := csum(^uint32(0), s[:1020]); s[373] == 1 && sum != le.Uint32(s[1020:]) {
 			return verdict.Damaged("ext4: the superblock's checksum is wrong")
 		}

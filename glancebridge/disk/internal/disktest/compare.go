@@ -42,7 +42,7 @@ type Records map[string]Record
 func FromDir(t testing.TB, dir string) Records {
 	t.Helper()
 	all := Records{}
-	inodes := map[uint64][]string{}
+	inodes := map[[2]uint64][]string{}
 	err := filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -79,10 +79,10 @@ func same(all Records, names []string) {
 	}
 }
 
-func record(p string) (Record, uint64, error) {
+func record(p string) (Record, [2]uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(p, &st); err != nil {
-		return Record{}, 0, err
+		return Record{}, [2]uint64{}, err
 	}
 	r := Record{
 		Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Unix()),
@@ -97,18 +97,18 @@ func record(p string) (Record, uint64, error) {
 		r.Size = st.Size
 		f, err := os.Open(p)
 		if err != nil {
-			return r, 0, err
+			return r, [2]uint64{}, err
 		}
 		defer f.Close()
 		h := sha256.New()
 		if _, err := io.Copy(h, f); err != nil {
-			return r, 0, err
+			return r, [2]uint64{}, err
 		}
 		r.Sum = hex.EncodeToString(h.Sum(nil))
 	case layer.TypeSymlink:
 		link, err := os.Readlink(p)
 		if err != nil {
-			return r, 0, err
+			return r, [2]uint64{}, err
 		}
 		r.Link = link
 	case layer.TypeCharDevice, layer.TypeBlockDevice:
@@ -116,7 +116,7 @@ func record(p string) (Record, uint64, error) {
 	}
 	x, err := listXattrs(p)
 	r.Xattrs = x
-	return r, st.Ino, err
+	return r, [2]uint64{st.Dev, st.Ino}, err
 }
 
 func listXattrs(p string) (map[string]string, error) {
@@ -295,4 +295,36 @@ func (r Record) equal(o Record) bool {
 	return r.Type == o.Type && r.Mode == o.Mode && r.UID == o.UID && r.GID == o.GID && r.ModTime.Equal(o.ModTime) &&
 		r.Size == o.Size && r.Sum == o.Sum && r.Link == o.Link && r.Same == o.Same && r.Major == o.Major && r.Minor == o.Minor &&
 		maps.Equal(r.Xattrs, o.Xattrs)
+}
+
+// Sum is the sum of a file's contents as a Record has it.
+func Sum(content []byte) string {
+	h := sha256.Sum256(content)
+	return hex.EncodeToString(h[:])
+}
+
+// Listing writes records as text, one a line, to keep and compare.
+func (rs Records) Listing() string {
+	var b strings.Builder
+	for _, n := range slices.Sorted(maps.Keys(rs)) {
+		r := rs[n]
+		fmt.Fprintf(&b, "%q type %d mode %o owner %d:%d time %d", n, r.Type, r.Mode, r.UID, r.GID, r.ModTime.UnixNano())
+		if r.Type == layer.TypeRegular {
+			fmt.Fprintf(&b, " size %d sum %.16s", r.Size, r.Sum)
+		}
+		if r.Link != "" {
+			fmt.Fprintf(&b, " to %q", r.Link)
+		}
+		if r.Same != "" && r.Same != n {
+			fmt.Fprintf(&b, " same as %q", r.Same)
+		}
+		if r.Major != 0 || r.Minor != 0 {
+			fmt.Fprintf(&b, " device %d:%d", r.Major, r.Minor)
+		}
+		for _, k := range slices.Sorted(maps.Keys(r.Xattrs)) {
+			fmt.Fprintf(&b, " %s=%q", k, r.Xattrs[k])
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
 }

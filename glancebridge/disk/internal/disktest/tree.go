@@ -234,3 +234,59 @@ func ImageDir(t testing.TB) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
+
+// Mini fills dir with a few kinds of everything, small enough to keep.
+func Mini(t testing.TB, dir string) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, d := range []string{"etc", "dir/sub/deeper", "many"} {
+		must(os.MkdirAll(at(d), 0o755))
+	}
+	write := func(name, text string, mode os.FileMode) {
+		t.Helper()
+		must(os.WriteFile(at(name), []byte(text), 0o600))
+		must(os.Chmod(at(name), mode))
+	}
+	write("etc/os-release", "ID=mini\n", 0o644)
+	write("dir/text", strings.Repeat("a line of text\n", 1000), 0o644)
+	write("dir/short", "short", 0o600)
+	write("dir/empty", "", 0o600)
+	write("dir/setuid", strings.Repeat("x", 5000), 0o755|os.ModeSetuid)
+	write("dir/name-\xff\n", "odd", 0o644)
+	must(os.Link(at("dir/text"), at("etc/linked")))
+	must(os.Symlink("../dir/short", at("etc/link")))
+	must(os.Symlink(strings.Repeat("long/", 60), at("etc/longlink")))
+	for k := range 40 {
+		write(fmt.Sprintf("many/name-%02d", k), strings.Repeat("k", k), 0o644)
+	}
+	f, err := os.Create(at("dir/sparse"))
+	must(err)
+	for _, off := range []int64{0, 65536, 196608} {
+		_, err := f.WriteAt([]byte("data between holes"), off)
+		must(err)
+	}
+	must(f.Truncate(300000))
+	must(f.Close())
+	must(unix.Mkfifo(at("dir/fifo"), 0o600))
+	must(unix.Mknod(at("dir/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+	must(os.Lchown(at("dir/short"), 1000, 100000))
+	must(unix.Setxattr(at("dir/text"), "user.key", []byte("value"), 0))
+	must(unix.Setxattr(at("dir/short"), "user.longer", []byte(strings.Repeat("v", 300)), 0))
+	must(unix.Setxattr(at("dir/setuid"), "security.capability",
+		[]byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
+	var all []string
+	must(filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
+		all = append(all, p)
+		return err
+	}))
+	for k := len(all) - 1; k >= 0; k-- {
+		ts := unix.NsecToTimespec(int64(1700000000+k) * 1e9)
+		must(unix.UtimesNanoAt(unix.AT_FDCWD, all[k], []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW))
+	}
+}
