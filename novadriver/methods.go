@@ -41,6 +41,8 @@ type method struct {
 	answer func(ctx context.Context, d *Driver, r *request) (any, error)
 }
 
+//go:generate go test . -run TestComputeAPIDoc -update
+
 // methods is the compute RPC API 6.0 to 6.5. docs/compute-api.md is made from it.
 var methods = concat(buildMethods, lifecycleMethods, interfaceMethods, consoleMethods, eventMethods, hostMethods,
 	volumeMethods, migrationMethods)

@@ -154,7 +154,8 @@ func (d *Driver) report(ctx context.Context) {
 	for first := true; ; first = false {
 		wait := d.o.ReportInterval
 		if first {
-			wait /= 2
+			// At once: after a longer absence the schedulers still take the host for dead.
+			wait = 0
 		}
 		if !sleep(ctx, wait) {
 			return
