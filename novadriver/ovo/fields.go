@@ -57,8 +57,7 @@ func (o *Object) Has(field string) bool {
 
 // IsNull reports whether the field is unset or null.
 func (o *Object) IsNull(field string) bool {
-	t := bytes.TrimSpace(o.Raw(field))
-	return len(t) == 0 || string(t) == "null"
+	return isNull(o.Raw(field))
 }
 
 // Require returns an error that names the first of the fields that is unset or

@@ -102,7 +102,7 @@ func decode(raw []byte) (*Object, error) {
 	for key, dst := range map[string]any{
 		keyNamespace: &o.Namespace, keyVersion: &o.Version, keyData: &o.Data, keyChanges: &o.Changes,
 	} {
-		if v, ok := top[key]; ok {
+		if v, ok := top[key]; ok && !(key == keyChanges && isNull(v)) {
 			if err := unmarshal(v, dst); err != nil {
 				return nil, fmt.Errorf("decode %s: %s: %w", clip(o.Name), key, err)
 			}

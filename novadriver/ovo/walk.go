@@ -100,10 +100,15 @@ func checkDepth(raw []byte, limit int) error {
 
 // unmarshal is json.Unmarshal that does not take null or nothing for a value.
 func unmarshal(raw []byte, dst any) error {
-	if t := bytes.TrimSpace(raw); len(t) == 0 || string(t) == "null" {
+	if isNull(raw) {
 		return errors.New("null")
 	}
 	return json.Unmarshal(raw, dst)
+}
+
+func isNull(raw []byte) bool {
+	t := bytes.TrimSpace(raw)
+	return len(t) == 0 || string(t) == "null"
 }
 
 // marshal encodes without escaping <, > and &, as Python does.
