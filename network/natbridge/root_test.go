@@ -365,3 +365,34 @@ func TestMachineGetsItsAddressByDHCP(t *testing.T) {
 		t.Errorf("type %d, address %s; want %s acknowledged", kind, given, want)
 	}
 }
+
+// TestRealClient lets busybox' DHCP client configure an interface.
+func TestRealClient(t *testing.T) {
+	l := newLab(t)
+	if err := exec.Command("busybox", "udhcpc", "--help").Run(); err != nil {
+		t.Skipf("needs busybox with udhcpc: %v", err)
+	}
+	b, err := New(Options{StateDir: t.TempDir(), DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9")}})
+	l.must(err)
+	defer b.Remove()
+	ns, info := l.instance(b, instA, "", false)
+	script := t.TempDir() + "/script"
+	l.must(os.WriteFile(script, []byte("#!/bin/sh\n[ \"$1\" = bound ] && echo \"$ip/$mask router $router dns $dns mtu $mtu host $hostname domain $domain lease $lease\"\n"), 0o755))
+	var out []byte
+	l.must(in(ns, func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err == nil {
+			err = netlink.LinkSetUp(link)
+		}
+		if err == nil {
+			out, err = exec.Command("busybox", "udhcpc", "-i", "eth0", "-q", "-n", "-f", "-t", "30", "-T", "1", "-s", script,
+				"-O", "mtu", "-O", "hostname", "-O", "domain").CombinedOutput()
+		}
+		return err
+	}))
+	want := fmt.Sprintf("%s/24 router %s dns 9.9.9.9 mtu 1500 host web1 domain novalet.internal lease 86400",
+		info[0].Network.Subnets[0].IPs[0].Address, b.Gateway())
+	if !strings.Contains(string(out), want) {
+		t.Errorf("the client says:\n%s\nwant: %s", out, want)
+	}
+}
