@@ -17,7 +17,7 @@ type Refused = verdict.Refused
 // Limits bound what one image may hold. A zero value means the default.
 type Limits struct {
 	Entries   int64 // names in the tree; 2 million
-	Depth     int   // directories below one another; 512
+	Depth     int   // elements of a path; 512
 	Held      int64 // bytes of names and hard links kept at a time; 24 MiB
 	DataBytes int64 // contents of all files without holes; 256 GiB
 	FileBytes int64 // contents of all files with holes; 16 TiB
@@ -92,3 +92,7 @@ func (i *Image) Info() Info { return i.info }
 func (i *Image) Walk(ctx context.Context, sink layer.Sink) error {
 	return walk.Walk(ctx, i.fs, i.limits.walk(), sink)
 }
+
+// Skipper is what the content reader that a Sink gets can do besides: go ahead by n bytes without reading them, which
+// costs next to nothing where the file has a hole.
+type Skipper interface{ Skip(n int64) error }

@@ -13,12 +13,12 @@
 //
 // # The stream
 //
-// The root comes first, as the entry ".". Parents come before children, and a hard link after the entry that has the
+// The root comes first; its name is empty. Parents come before children, and a hard link after the entry that has the
 // contents. Within a directory entries come in the order of their inodes, which is about that of their data. Modes, ids,
 // times and extended attributes are the image's own; access lists are in the form of the system.posix_acl_* attributes,
 // also where the file system stores another. Reserved attributes (trusted.*) are passed on: the applier decides. Holes
 // are known before the contents are read, up to some 30,000 a file; what the image's container does not store counts as a
-// hole. The content reader is an io.WriterTo that reads 1 MiB at a time.
+// hole. The content reader is an io.WriterTo that reads 1 MiB at a time, and a Skipper, so that holes need not be read.
 //
 // # What is refused
 //

@@ -146,6 +146,9 @@ func FromWalk(t testing.TB, walk Walker) Records {
 	all := Records{}
 	links := map[string][]string{}
 	err := walk(t.Context(), func(e *layer.Entry, content io.Reader) error {
+		if e.Name == "" {
+			e.Name = "." // the root
+		}
 		if _, ok := all[e.Name]; ok {
 			t.Errorf("%q comes twice", e.Name)
 		}

@@ -69,6 +69,30 @@ func (c *content) buffer() []byte {
 	return c.w.buf
 }
 
+// Skip goes ahead by n bytes. In holes it reads nothing.
+func (c *content) Skip(n int64) error {
+	k := min(n, int64(len(c.rest)))
+	c.rest = c.rest[k:]
+	if n -= k; n < 0 || n > c.left {
+		return verdict.Damaged("a file ends before its size")
+	}
+	if s, ok := c.f.(skipper); ok {
+		c.left -= n
+		return s.Skip(n)
+	}
+	for n > 0 {
+		b := c.buffer()
+		k, err := c.fill(b[:min(n, int64(len(b)))])
+		if err != nil {
+			return err
+		}
+		n -= int64(k)
+	}
+	return nil
+}
+
+type skipper interface{ Skip(n int64) error }
+
 // WriteTo lets io.Copy use the large reads.
 func (c *content) WriteTo(out io.Writer) (int64, error) {
 	var total int64
@@ -223,6 +247,28 @@ func (m *Mapped) Read(p []byte) (int, error) {
 	m.cur.Len -= int64(len(p))
 	m.at += int64(len(p))
 	return len(p), nil
+}
+
+// Skip goes ahead by n bytes and reads nothing but the map.
+func (m *Mapped) Skip(n int64) error {
+	for n > 0 {
+		if m.cur.Len == 0 {
+			if m.at >= m.size {
+				return io.ErrUnexpectedEOF
+			}
+			if err := m.advance(); err != nil {
+				return err
+			}
+		}
+		k := min(n, m.cur.Len)
+		if m.cur.Phys >= 0 {
+			m.cur.Phys += k
+		}
+		m.cur.Len -= k
+		m.at += k
+		n -= k
+	}
+	return nil
 }
 
 func (m *Mapped) advance() error {

@@ -16,7 +16,7 @@ import (
 // Limits bound what one walk may give. All must be set.
 type Limits struct {
 	Entries   int64 // names in the tree
-	Depth     int   // directories below one another
+	Depth     int   // elements of a path
 	Held      int64 // bytes of names and links kept at a time
 	DataBytes int64 // contents of all files, holes left out
 	FileBytes int64 // contents of all files, holes counted
@@ -24,8 +24,10 @@ type Limits struct {
 
 // The kernel's own bounds on what can be created.
 const (
-	maxName = 255
-	maxPath = 4095
+	maxName    = 255
+	maxPath    = 4095
+	maxSymlink = 4095
+	maxKey     = 255
 )
 
 // Node is an inode. The embedded entry's Name and Holes are the walker's; Xattrs and a symlink's Linkname are there
@@ -111,7 +113,7 @@ type walker struct {
 	buf     []byte
 }
 
-// Walk gives the whole tree to sink; the root comes first, with the name ".". It returns the first error of the sink,
+// Walk gives the whole tree to sink; the root comes first, with an empty name. It returns the first error of the sink,
 // the context or the file system.
 func Walk(ctx context.Context, fs FS, lim Limits, sink layer.Sink) error {
 	fs.Bind(ctx)
@@ -123,10 +125,9 @@ func Walk(ctx context.Context, fs FS, lim Limits, sink layer.Sink) error {
 	if root.Type != layer.TypeDirectory {
 		return verdict.Damaged("the root is not a directory")
 	}
-	if err := fs.Finish(root); err != nil {
+	if err := w.finish(root); err != nil {
 		return err
 	}
-	root.Name = "."
 	if err := w.hold(held); err != nil {
 		return err
 	}
@@ -227,6 +228,9 @@ func (w *walker) entry(d *dir, e dirent) (*dir, error) {
 	if d.length+1+len(e.name) > maxPath {
 		return nil, verdict.Limit("a path is longer than %d bytes", maxPath)
 	}
+	if d.depth+1 > w.lim.Depth {
+		return nil, verdict.Limit("files are nested deeper than %d", w.lim.Depth)
+	}
 	n, err := w.fs.Stat(e.ref)
 	if err != nil {
 		return nil, err
@@ -241,7 +245,7 @@ func (w *walker) entry(d *dir, e dirent) (*dir, error) {
 			return nil, err
 		}
 	}
-	if err := w.fs.Finish(n); err != nil {
+	if err := w.finish(n); err != nil {
 		return nil, err
 	}
 	if n.Type != layer.TypeRegular {
@@ -262,19 +266,32 @@ func (w *walker) entry(d *dir, e dirent) (*dir, error) {
 	return nil, w.sink(&n.Entry, &content{ctx: w.ctx, f: f, left: n.Size, w: w})
 }
 
+// finish has the reader complete an entry, and refuses what the kernel could not have made.
+func (w *walker) finish(n *Node) error {
+	if err := w.fs.Finish(n); err != nil {
+		return err
+	}
+	if n.Type == layer.TypeSymlink && (n.Linkname == "" || len(n.Linkname) > maxSymlink || strings.IndexByte(n.Linkname, 0) >= 0) {
+		return verdict.Damaged("the symlink %q has a target of %d bytes that is none", n.Name, len(n.Linkname))
+	}
+	for k := range n.Xattrs {
+		if len(k) > maxKey || strings.IndexByte(k, 0) >= 0 {
+			return verdict.Damaged("%q has the extended attribute %q", n.Name, k)
+		}
+	}
+	return nil
+}
+
 func (w *walker) directory(d *dir, e dirent, n *Node) (*dir, error) {
 	if _, ok := w.seen[n.ID]; ok {
 		return nil, verdict.Damaged("directory %q is found twice in the tree", n.Name)
-	}
-	if d.depth+1 > w.lim.Depth {
-		return nil, verdict.Limit("directories are nested deeper than %d", w.lim.Depth)
 	}
 	// The mark stays for good, the stacked directory until it is read.
 	if err := w.hold(held/2 + held + int64(len(e.name))); err != nil {
 		return nil, err
 	}
 	w.seen[n.ID] = struct{}{}
-	if err := w.fs.Finish(n); err != nil {
+	if err := w.finish(n); err != nil {
 		return nil, err
 	}
 	if err := w.sink(&n.Entry, empty{}); err != nil {
