@@ -2,11 +2,109 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/novalet/novalet"
 )
 
-// AttachInterface implements novalet.Compute.
+// AttachInterface implements novalet.Compute. It holds the list of interfaces, not the instance's queue.
 func (a *Agent) AttachInterface(ctx context.Context, r *novalet.InterfaceRequest) (*novalet.VIF, error) {
-	return nil, novalet.ErrUnsupported
+	in, err := a.lookup(r.Instance.UUID)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(a.ctx, func() { cancel(errShutdown) })()
+	ctx, unlock := in.lockNet(ctx)
+	defer unlock()
+	inst := in.view()
+	added, err := a.network.Allocate(ctx, &novalet.AllocateRequest{Context: r.Context, Instance: inst, Networks: []novalet.NetworkRequest{r.Network}, Attach: true})
+	if err != nil {
+		return nil, fmt.Errorf("allocate port: %w", err)
+	}
+	if len(added) != 1 {
+		return nil, novalet.Faultf(novalet.ErrAbort, "InterfaceAttachFailedNoNetwork", "No specific network was requested and none are available for project '%s'.", inst.ProjectID)
+	}
+	vif := &added[0]
+	info := append(slices.Clone(inst.NetworkInfo), *vif)
+	if err := a.plugNew(ctx, in, info, vif); err != nil {
+		after := context.WithoutCancel(ctx)
+		err = errors.Join(err, a.plugger.Unplug(after, in.uuid, vif), a.network.Release(after, r.Context, inst, vif))
+		f := novalet.Faultf(novalet.ErrAbort, "InterfaceAttachFailed", "Failed to attach network adapter device to %s", in.uuid)
+		f.Details = map[string]any{"instance_uuid": in.uuid}
+		f.Err = err
+		return nil, f
+	}
+	err = a.insist(ctx, in.log, "create vif", func(ctx context.Context) error {
+		return a.conductor.CreateVIF(ctx, r.Context, in.uuid, vif, r.Network.Tag)
+	})
+	if err != nil {
+		in.log.Warn("interface row is not recorded", "vif", vif.ID, "err", err)
+	}
+	if err := a.putNetworkInfo(ctx, in, r.Context, info); err != nil {
+		return nil, err
+	}
+	return vif, nil
+}
+
+// plugNew plugs one more interface; an instance that does not run gets it at its next start.
+func (a *Agent) plugNew(ctx context.Context, in *instance, info novalet.NetworkInfo, vif *novalet.VIF) error {
+	if err := a.plugger.Check(vif); err != nil {
+		return fmt.Errorf("check vif %s: %w", vif.ID, err)
+	}
+	st, err := a.runtime.Status(ctx, in.uuid)
+	if err != nil {
+		return fmt.Errorf("read container: %w", err)
+	}
+	requests := in.plugRequests(info, st.NetNS, in.static())
+	if st.NetNS == "" {
+		return nil
+	}
+	if err := a.plugger.Plug(ctx, &requests[len(requests)-1]); err != nil {
+		return fmt.Errorf("plug vif %s: %w", vif.ID, err)
+	}
+	return nil
+}
+
+// detachInterface is detach_interface.
+func (a *Agent) detachInterface(ctx context.Context, in *instance, op *novalet.Operation) error {
+	ctx, unlock := in.lockNet(ctx)
+	defer unlock()
+	inst := in.view()
+	i := slices.IndexFunc(inst.NetworkInfo, func(v novalet.VIF) bool { return v.ID == op.Args.PortID })
+	if i < 0 {
+		f := novalet.Faultf(novalet.ErrNotFound, "PortNotFound", "Port id %s could not be found.", op.Args.PortID)
+		f.Details = map[string]any{"port_id": op.Args.PortID}
+		return f
+	}
+	vif := inst.NetworkInfo[i]
+	if err := a.plugger.Unplug(ctx, in.uuid, &vif); err != nil {
+		return fmt.Errorf("unplug vif %s: %w", vif.ID, err)
+	}
+	if err := a.network.Release(ctx, op.Context, inst, &vif); err != nil && !errors.Is(err, novalet.ErrNotFound) {
+		return fmt.Errorf("release port %s: %w", vif.ID, err)
+	}
+	err := a.insist(ctx, in.log, "delete vif", func(ctx context.Context) error {
+		return a.conductor.DeleteVIF(ctx, op.Context, in.uuid, vif.ID)
+	})
+	if err != nil && !errors.Is(err, novalet.ErrNotFound) {
+		in.log.Warn("interface row stays", "vif", vif.ID, "err", err)
+	}
+	return a.putNetworkInfo(ctx, in, op.Context, slices.Delete(slices.Clone(inst.NetworkInfo), i, i+1))
+}
+
+// injectNetwork is inject_network_info and reset_network: the interfaces are read again and their addresses set.
+func (a *Agent) injectNetwork(ctx context.Context, in *instance, _ *novalet.Operation) error {
+	if err := a.refreshNetwork(ctx, in); err != nil {
+		return err
+	}
+	return a.configure(ctx, in, in.view().NetworkInfo)
+}
+
+// fixedIP is add_fixed_ip_to_instance and remove_fixed_ip_from_instance, which current clients do not offer any more.
+func (a *Agent) fixedIP(context.Context, *instance, *novalet.Operation) error {
+	return novalet.Faultf(novalet.ErrUnsupported, "NotImplementedError", "Fixed addresses are changed on the port, in Neutron.")
 }

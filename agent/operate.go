@@ -59,7 +59,32 @@ func init() {
 			task: task{novalet.TaskSoftDeleting}},
 		novalet.MethodRestore: {event: "compute_restore_instance", run: (*Agent).restoreInstance,
 			vm: vm{novalet.VMSoftDeleted}, task: task{novalet.TaskRestoring}},
-		novalet.MethodTriggerCrash: {event: "compute_trigger_crash_dump", run: (*Agent).triggerCrashDump},
+		novalet.MethodRescue: {event: "compute_rescue_instance", run: (*Agent).rescueInstance, errorOut: true,
+			vm: vm{novalet.VMActive, novalet.VMStopped, novalet.VMError}, task: task{novalet.TaskRescuing}},
+		novalet.MethodUnrescue: {event: "compute_unrescue_instance", run: (*Agent).unrescueInstance, errorOut: true,
+			vm: vm{novalet.VMRescued}, task: task{novalet.TaskUnrescuing}},
+		novalet.MethodRebuild: {event: "compute_rebuild_instance", run: (*Agent).rebuildInstance, errorOut: true,
+			vm: vm{novalet.VMActive, novalet.VMStopped, novalet.VMError}, task: task{novalet.TaskRebuilding},
+			steps: task{novalet.TaskRebuildBlockDevice, novalet.TaskRebuildSpawning}},
+		novalet.MethodSnapshot: {event: "compute_snapshot_instance", run: (*Agent).snapshotInstance,
+			vm:   vm{novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended},
+			task: task{novalet.TaskSnapshotPending}, steps: task{novalet.TaskSnapshot, novalet.TaskImageUploading}},
+		novalet.MethodBackup: {event: "compute_backup_instance", run: (*Agent).backupInstance,
+			vm:   vm{novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended},
+			task: task{novalet.TaskBackup}, steps: task{novalet.TaskImageUploading}},
+		novalet.MethodShelve: {event: "compute_shelve_instance", run: (*Agent).shelveInstance, errorOut: true,
+			vm:   vm{novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended},
+			task: task{novalet.TaskShelving}, steps: task{novalet.TaskShelvingUploading, novalet.TaskShelvingOffloading}},
+		novalet.MethodShelveOffload: {event: "compute_shelve_offload_instance", run: (*Agent).shelveOffload, errorOut: true,
+			vm: vm{novalet.VMShelved, novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended}, task: offloading},
+		novalet.MethodUnshelve: {event: "compute_unshelve_instance", run: (*Agent).unshelveInstance,
+			vm: vm{novalet.VMShelved, novalet.VMShelvedOffloaded}, task: task{novalet.TaskUnshelving}, steps: task{novalet.TaskSpawning}},
+		novalet.MethodDetachIface:   {event: "compute_detach_interface", run: (*Agent).detachInterface},
+		novalet.MethodInjectNetwork: {event: "compute_inject_network_info", run: (*Agent).injectNetwork},
+		novalet.MethodResetNetwork:  {event: "compute_reset_network", run: (*Agent).injectNetwork},
+		novalet.MethodAddFixedIP:    {event: "compute_add_fixed_ip_to_instance", run: (*Agent).fixedIP},
+		novalet.MethodRemoveFixedIP: {event: "compute_remove_fixed_ip_from_instance", run: (*Agent).fixedIP},
+		novalet.MethodTriggerCrash:  {event: "compute_trigger_crash_dump", run: (*Agent).triggerCrashDump},
 	}
 }
 
@@ -70,7 +95,7 @@ var rebootStates = []novalet.TaskState{
 }
 
 // allowed answers a method in a wrong state as Nova answers it, before anything is touched.
-func (m *method) allowed(op *novalet.Operation) error {
+func (m *method) allowed(op *novalet.Operation, replayed bool) error {
 	inst := &op.Instance
 	if m.vm != nil && inst.VMState != "" && !slices.Contains(m.vm, inst.VMState) {
 		f := novalet.Faultf(novalet.ErrInvalidState, "InstanceInvalidState",
@@ -78,7 +103,8 @@ func (m *method) allowed(op *novalet.Operation) error {
 		f.Details = map[string]any{"attr": "vm_state", "instance_uuid": inst.UUID, "state": string(inst.VMState), "method": string(op.Method)}
 		return f
 	}
-	if m.task != nil && !slices.Contains(m.task, inst.TaskState) {
+	// An operation that a restart interrupted may have come as far as a state of its own.
+	if m.task != nil && !slices.Contains(m.task, inst.TaskState) && !(replayed && slices.Contains(m.steps, inst.TaskState)) {
 		return fmt.Errorf("%s instance %s: task_state is %q: %w", op.Method, inst.UUID, inst.TaskState, novalet.ErrTaskState)
 	}
 	return nil
@@ -97,7 +123,10 @@ func (a *Agent) execute(ctx context.Context, in *instance, op *novalet.Operation
 	log := in.log.With("request_id", op.Context.RequestID, "method", op.Method)
 	in.adopt(op)
 	ev := a.startEvent(in.log, op.Context, in.uuid, m.event)
-	err := m.allowed(op)
+	in.mu.Lock()
+	replayed := in.replayed
+	in.mu.Unlock()
+	err := m.allowed(op, replayed)
 	if err != nil {
 		err = a.failed(ctx, in, op, m, err)
 	} else if err = m.run(a, ctx, in, op); err != nil && !m.own && !errors.Is(context.Cause(ctx), errShutdown) {

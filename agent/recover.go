@@ -329,6 +329,14 @@ func (r *recovery) table(in *instance, row *novalet.Instance, st novalet.Contain
 	case oneOf(task, novalet.TaskRebuilding, novalet.TaskRebuildBlockDevice, novalet.TaskRebuildSpawning):
 		put(novalet.VMError, "rebuild was interrupted")
 	case oneOf(task, novalet.TaskSnapshotPending, novalet.TaskSnapshot, novalet.TaskImagePendingUpload, novalet.TaskImageUploading, novalet.TaskBackup, novalet.TaskResizePrep):
+		if paused && vm != novalet.VMPaused && vm != novalet.VMSuspended {
+			// Frozen for the copy, and never thawed.
+			in.post(func(ctx context.Context) {
+				if err := a.runtime.Thaw(ctx, in.uuid); err != nil && ctx.Err() == nil {
+					in.log.Error("guest is not thawed", "err", err)
+				}
+			})
+		}
 		put(vm, "operation was interrupted")
 	case oneOf(task, rebootStates...):
 		if running && oneOf(task, novalet.TaskRebootStarted, novalet.TaskRebootStartedHard) {

@@ -22,7 +22,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	t := newTiming(a.now())
 	inst := in.view()
 	in.mu.Lock()
-	info, console := in.rec.Instance.NetworkInfo, in.rec.Console
+	info, console, rescued := in.rec.Instance.NetworkInfo, in.rec.Console, in.rec.Rescue != nil
 	in.rec.Instance.TaskState = novalet.TaskDeleting
 	in.mu.Unlock()
 	a.events.forget(in.uuid)
@@ -43,7 +43,11 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 		if destroyErr = a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}); destroyErr != nil {
 			return
 		}
-		if err := a.images.Release(ctx, in.uuid); err != nil {
+		err := a.images.Release(ctx, in.uuid)
+		if rescued {
+			err = errors.Join(err, a.images.Release(ctx, rescueLease(in.uuid)))
+		}
+		if err != nil {
 			in.log.Warn("image is not released", "err", err)
 			left.Image = true
 		}
@@ -215,7 +219,9 @@ func (a *Agent) undoPending(ctx context.Context, in *instance) error {
 	if !resident {
 		try(&p.Container, "container", func() error { return a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}) })
 		try(&p.Plugs, "plugs", func() error { return a.unplugAll(ctx, in.uuid, p.Info) })
-		try(&p.Image, "image", func() error { return a.images.Release(ctx, in.uuid) })
+		try(&p.Image, "image", func() error {
+			return errors.Join(a.images.Release(ctx, in.uuid), a.images.Release(ctx, rescueLease(in.uuid)))
+		})
 	} else {
 		p.Container, p.Plugs, p.Image = false, false, false
 	}
