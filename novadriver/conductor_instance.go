@@ -111,7 +111,7 @@ func (c *conductor) FinishEvent(ctx context.Context, rc novalet.RequestContext, 
 	if failed != nil {
 		// The value is for the user, the traceback for the operator.
 		kwargs["exc_val"] = failureOf(failed, uuid).Message
-		kwargs["exc_tb"] = failed.Error()
+		kwargs["exc_tb"] = shorten(failed.Error(), maxDetails)
 	}
 	_, err := c.d.rpc.class(ctx, c.d.requestContext(rc), "InstanceActionEvent", "event_finish_with_failure", []any{uuid, event}, kwargs)
 	if err != nil && !isClass(err, "InstanceActionNotFound", "InstanceActionEventNotFound") {
@@ -135,7 +135,7 @@ func (c *conductor) CreateFault(ctx context.Context, rc novalet.RequestContext, 
 	f := failureOf(cause, uuid)
 	details := ""
 	if f.code() == 500 {
-		details = cause.Error() // shown to administrators only
+		details = shorten(cause.Error(), maxDetails) // shown to administrators only
 	}
 	o := c.d.release.get().Minimal("InstanceFault", map[string]any{
 		"instance_uuid": uuid, "code": f.code(), "message": shorten(f.Message, maxFaultText), "details": details, "host": c.d.o.Host,

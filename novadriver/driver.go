@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/novadriver/oslomsg"
@@ -29,6 +30,7 @@ type Driver struct {
 	tokens  sync.Map    // uuid to whether a console token was made, for instances built here
 
 	announcements chan announcement
+	look          chan struct{} // asks for a look at the controllers' release
 	nodeReady     chan struct{} // closed when the ComputeNode has an id
 
 	mu        sync.Mutex
@@ -52,7 +54,7 @@ func New(o Options) (*Driver, error) {
 	}
 	d := &Driver{
 		o: o, log: o.Logger, client: client, release: newReleaseBox(ovo.Releases()[0]),
-		announcements: make(chan announcement, maxAnnouncements), nodeReady: make(chan struct{}),
+		announcements: make(chan announcement, maxAnnouncements), look: make(chan struct{}, 1), nodeReady: make(chan struct{}),
 	}
 	d.rpc = &rpc{
 		client: client, exchange: o.ControlExchange, release: d.release, timeout: o.RPCTimeout, pause: o.pause, log: o.Logger,
@@ -69,6 +71,40 @@ func (d *Driver) Conductor() novalet.Conductor { return &conductor{d} }
 
 // Calls counts the requests sent to the conductor, for metrics.
 func (d *Driver) Calls() int64 { return d.rpc.calls.Load() }
+
+// Renegotiate looks at the controllers' release soon instead of at the next interval, and updates the resources, as after
+// SIGHUP or a reconnect. It does not block.
+func (d *Driver) Renegotiate() {
+	select {
+	case d.look <- struct{}{}:
+	default:
+	}
+	d.tracker.changed()
+}
+
+// Status is what health and metrics show.
+type Status struct {
+	Release        string    // spoken with the controllers
+	ServiceVersion int       // reported; 0 before the registration
+	ComputeID      string    // uuid of the ComputeNode
+	Disabled       bool      // by an operator
+	ForcedDown     bool      // by an operator
+	Away           bool      // the conductor does not answer
+	LastReport     time.Time // heartbeat that was taken; zero for none yet
+	FailedBuilds   int64     // since the last one that went well
+}
+
+// Status reads the state without blocking.
+func (d *Driver) Status() Status {
+	s := Status{
+		Release: d.release.get().Name, ServiceVersion: d.service.version(), ComputeID: d.nodeUUID(), Disabled: d.service.disabled.Load(),
+		ForcedDown: d.service.forced.Load(), Away: d.rpc.away.Load(), FailedBuilds: d.tracker.failed.Load(),
+	}
+	if n := d.service.beat.Load(); n != 0 {
+		s.LastReport = time.Unix(0, n)
+	}
+	return s
+}
 
 // once logs a state of things the first time it is met.
 func (d *Driver) once(key, text string, kv ...any) {

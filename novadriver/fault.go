@@ -13,6 +13,9 @@ import (
 // maxFaultText is how much of a fault's message the database keeps.
 const maxFaultText = 255
 
+// maxDetails bounds what administrators read of a failure: the column is a TEXT of 64 KiB.
+const maxDetails = 8000
+
 const novaModule = "nova.exception"
 
 // failure is an error as Nova's exception.

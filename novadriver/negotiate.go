@@ -201,7 +201,16 @@ func (d *Driver) apply(n *negotiated) {
 // watchReleases follows the controllers: an upgrade of theirs must be followed within minutes, since the release
 // after the next refuses to start beside a compute that still reports the old version.
 func (d *Driver) watchReleases(ctx context.Context) {
-	for sleep(ctx, jitter(d.o.NegotiateInterval)) {
+	for {
+		timer := time.NewTimer(jitter(d.o.NegotiateInterval))
+		select {
+		case <-timer.C:
+		case <-d.look:
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
 		n, err := d.negotiate(ctx, d.service.version())
 		if err != nil {
 			if ctx.Err() == nil {

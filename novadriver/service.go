@@ -14,6 +14,7 @@ import (
 type service struct {
 	disabled atomic.Bool
 	forced   atomic.Bool
+	beat     atomic.Int64 // time of the last heartbeat that was taken, nanoseconds
 
 	mu      sync.Mutex
 	id      int64
@@ -148,30 +149,37 @@ func (d *Driver) heartbeat(ctx context.Context) error {
 	return nil
 }
 
-// report beats until ctx ends.
+// report beats until ctx ends. What goes wrong is said once, not at every beat.
 func (d *Driver) report(ctx context.Context) {
-	lost := false
+	problem := ""
 	for first := true; ; first = false {
 		wait := d.o.ReportInterval
 		if first {
-			// At once: after a longer absence the schedulers still take the host for dead.
-			wait = 0
+			wait /= 2
 		}
 		if !sleep(ctx, wait) {
 			return
 		}
 		err := d.heartbeat(ctx)
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return
+		}
+		text := ""
+		if err != nil {
+			text = err.Error()
+		} else {
+			d.service.beat.Store(d.o.now().UnixNano())
+		}
+		switch {
+		case text == problem:
 		case isClass(err, "ServiceNotFound"):
 			// Deleted by the operator. Making it again silently would undo that.
-			if !lost {
-				d.log.Error("the service record was deleted: this host takes no more work; restart it to register again", "host", d.o.Host)
-			}
-			lost = true
+			d.log.Error("the service record was deleted: this host gets no more work; restart it to register again", "host", d.o.Host)
 		case err != nil:
-			d.log.Warn("heartbeat", "err", err)
+			d.log.Warn("report to the conductor", "err", err)
+		default:
+			d.log.Info("reports to the conductor are taken again")
 		}
+		problem = text
 	}
 }

@@ -359,9 +359,14 @@ func TestStartTooOld(t *testing.T) {
 
 // The version follows the controllers within the interval.
 func TestFollowControllers(t *testing.T) {
-	b := started(t, "2025.1", func(o *Options) { o.NegotiateInterval = 10 * time.Millisecond })
+	b := started(t, "2025.1")
 	b.conductor.Change("Service", "host", "control1", map[string]any{"version": 70})
+	b.driver.Renegotiate()
 	b.eventually("the new version", func() bool { return ourService(b).Int("version") == 70 })
+	b.eventually("the state", func() bool {
+		s := b.driver.Status()
+		return s.Release == "2025.2" && s.ServiceVersion == 70 && s.ComputeID != "" && !s.Away && !s.LastReport.IsZero()
+	})
 }
 
 // What a heartbeat brings back steers the trait; an operator's delete of the record ends the work.
