@@ -49,6 +49,9 @@ type Plugger struct {
 	eth  int                      // a socket for ethtool's ioctl
 	ovs  *ovsdb.Client
 	reap *reaper
+	drop dropProgram
+	// isolateOnce logs once that the kernel cannot do it.
+	isolateOnce sync.Once
 	// locks keeps two operations on one device apart; operations on different devices run side by side.
 	locks keyedMutex
 }
@@ -90,6 +93,7 @@ func New(o Options) (*Plugger, error) {
 // Close frees the devices that are still waiting for it and ends the goroutine.
 func (p *Plugger) Close() error {
 	p.reap.close()
+	p.drop.close()
 	p.h.Close()
 	for _, s := range p.sock {
 		s.Close()
@@ -108,6 +112,7 @@ func tapName(portID string) string { return "tap" + portID[:11] }
 func qbrName(portID string) string { return "qbr" + portID[:11] }
 func qvbName(portID string) string { return "qvb" + portID[:11] }
 func qvoName(portID string) string { return "qvo" + portID[:11] }
+func ifbName(portID string) string { return "ifb" + portID[:11] }
 
 // InnerName is the name inside of the interface with that index.
 func InnerName(index int) string { return fmt.Sprintf("eth%d", index) }
@@ -236,7 +241,7 @@ func (p *Plugger) unplug(ctx context.Context, instanceUUID, portID string, ovs b
 			}
 		}
 	}
-	for _, name := range []string{tapName(portID), qvbName(portID), qbrName(portID)} {
+	for _, name := range []string{tapName(portID), ifbName(portID), qvbName(portID), qbrName(portID)} {
 		link, err := p.link(name)
 		if err != nil {
 			errs = append(errs, err)

@@ -63,6 +63,11 @@ func (p *Plugger) plugOVS(ctx context.Context, r *novalet.PlugRequest, ns *os.Fi
 	if err := p.plugPair(r, ns, 0); err != nil {
 		return err
 	}
+	if netdev {
+		if err := p.isolate(tapName(r.VIF.ID)); err != nil {
+			return err
+		}
+	}
 	if netdev && !p.o.DatapathOffload {
 		// Through the packet socket a frame arrives with its checksum unfinished: ping works and TCP does not. It has to
 		// be switched off where the frame is made.
@@ -85,6 +90,10 @@ func (p *Plugger) plugHybrid(ctx context.Context, r *novalet.PlugRequest, ns *os
 	if err != nil {
 		return err
 	}
+	// A bridge hands frames for its own MAC, or for all, to the host: nobody on this one has business there.
+	if err := p.isolate(qbrName(id)); err != nil {
+		return err
+	}
 	if err := p.ensurePatch(qvbName(id), qvoName(id), mtu(r.VIF)); err != nil {
 		return err
 	}
@@ -100,6 +109,11 @@ func (p *Plugger) plugHybrid(ctx context.Context, r *novalet.PlugRequest, ns *os
 			err = p.settle(link, s)
 		}
 		if err != nil {
+			return err
+		}
+	}
+	if netdev {
+		if err := p.isolate(qvoName(id)); err != nil {
 			return err
 		}
 	}

@@ -140,6 +140,11 @@ func testOVS(t *testing.T, hybrid bool, switchPort func(string) string, devices 
 	a, b := newNS(t), newNS(t)
 	ra := &novalet.PlugRequest{InstanceUUID: instA, VIF: ovsVIF(portA, "fa:16:3e:00:00:0a", "10.78.0.10", hybrid), NetNS: nsPath(a), Static: true}
 	rb := &novalet.PlugRequest{InstanceUUID: instB, VIF: ovsVIF(portB, "fa:16:3e:00:00:0b", "10.78.0.11", hybrid), NetNS: nsPath(b), Static: true}
+	for _, c := range []string{"ip link set lo up", "ip addr add 10.200.0.1/32 dev lo"} {
+		if out, err := exec.Command("sh", "-c", c).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", c, err, out)
+		}
+	}
 	before := hostLinks(t, p)
 	for range 2 { // the second time mends nothing and breaks nothing
 		for _, r := range []*novalet.PlugRequest{ra, rb} {
@@ -176,6 +181,38 @@ func testOVS(t *testing.T, hybrid bool, switchPort func(string) string, devices 
 	}
 	if got := o.vsctl("get", "Bridge", "br-int", "datapath_type"); got != "netdev" {
 		t.Errorf("the bridge was changed: datapath %s", got)
+	}
+
+	// The guest addresses the host itself: by the group address, which every stack takes. The ping is answered by nobody, and
+	// what the host would have answered with is not even asked.
+	host, err := net.ListenPacket("udp4", "10.200.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	if err := inNetNS(a, func() error {
+		for _, c := range []string{"ip route add 10.200.0.1 dev eth0", "ip neigh replace 10.200.0.1 dev eth0 lladdr ff:ff:ff:ff:ff:ff nud permanent"} {
+			if out, err := exec.Command("sh", "-c", c).CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %s", c, err, out)
+			}
+		}
+		c, err := net.Dial("udp4", host.LocalAddr().String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("hello"))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	// What was sent before this is with the host by the time it is answered.
+	if err := ping(a, "10.78.0.11"); err != nil {
+		t.Errorf("ping: %v", err)
+	}
+	_ = host.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	if n, from, err := host.ReadFrom(make([]byte, 100)); err == nil {
+		t.Errorf("the instance reached the host: %d bytes from %s", n, from)
 	}
 
 	// A port of somebody else in the same switch.

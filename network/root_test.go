@@ -380,6 +380,10 @@ func TestSweepTouchesOurOwnOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	orphans, err := p.Orphans(t.Context(), map[string]bool{instB: true})
+	if err != nil || !slices.Equal(orphans, []string{"tapaaaaaaaa-69"}) {
+		t.Errorf("orphans %v, %v", orphans, err)
+	}
 	removed, err := p.Sweep(t.Context(), map[string]bool{instB: true})
 	if err != nil || !slices.Equal(removed, []string{"tapaaaaaaaa-69"}) {
 		t.Errorf("removed %v, %v", removed, err)
@@ -481,10 +485,36 @@ func TestLimitsOfTheFlavor(t *testing.T) {
 	if !found {
 		t.Errorf("qdiscs %v", qdiscs)
 	}
+	ifb, err := p.h.LinkByName("ifbaaaaaaaa-69")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if qdiscs, err = p.h.QdiscList(ifb); err != nil || len(qdiscs) != 1 {
+		t.Fatalf("qdiscs of the detour: %v, %v", qdiscs, err)
+	}
+	if tbf, ok := qdiscs[0].(*netlink.Tbf); !ok || tbf.Rate != 2000*1000 {
+		t.Errorf("qdisc of the detour: %v", qdiscs[0])
+	}
+	// It takes the detour, and gets through.
+	b := newNS(t)
+	rb := &novalet.PlugRequest{InstanceUUID: instB, VIF: vif(portB, "fa:16:3e:00:00:0b", "10.78.0.11"), NetNS: nsPath(b), Static: true}
+	if err := p.Plug(t.Context(), rb); err != nil {
+		t.Fatal(err)
+	}
+	if err := ping(ns, "10.78.0.11"); err != nil {
+		t.Errorf("with limits: %v", err)
+	}
+	if ifb, err = p.h.LinkByName("ifbaaaaaaaa-69"); err != nil || ifb.Attrs().Statistics.TxPackets == 0 {
+		t.Errorf("nothing took the detour: %v, %v", ifb, err)
+	}
 	r.ExtraSpecs["quota:vif_inbound_average"] = "fast"
 	if err := p.Plug(t.Context(), r); !errors.Is(err, novalet.ErrAbort) || !strings.Contains(novalet.FaultText(err), "quota:vif_inbound_average") {
 		t.Errorf("error %v", err)
 	}
+	if err := p.Unplug(t.Context(), instA, r.VIF); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the detour is freed", func() bool { return slices.Equal(hostLinks(t, p), []string{"brq20607cf5-81", "tapbbbbbbbb-69"}) })
 }
 
 func TestOpenNetNSTakesNothingElse(t *testing.T) {

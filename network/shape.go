@@ -14,8 +14,9 @@ import (
 // limits of a VIF, in bytes per second and bytes.
 type limits struct{ rate, burst uint64 }
 
-// vifLimits reads the flavor's quota:vif_{inbound,outbound}_{average,peak,burst}: kilobytes per second, and kilobytes
-// for the burst, as libvirt counts them. Inbound is what the instance receives.
+// vifLimits reads the flavor's quota:vif_{inbound,outbound}_{average,burst}: kilobytes per second, and kilobytes for the
+// burst, as libvirt counts them. Inbound is what the instance receives. A peak has no meaning to a token bucket
+// of one rate and is not read.
 func vifLimits(specs map[string]string, direction string) (*limits, error) {
 	read := func(what string) (uint64, error) {
 		key := "quota:vif_" + direction + "_" + what
@@ -46,7 +47,8 @@ func vifLimits(specs map[string]string, direction string) (*limits, error) {
 	return &limits{rate: average, burst: burst}, nil
 }
 
-// shape applies the limits to the host's end: a token bucket on what goes in, policing on what comes out.
+// shape applies the limits to the host's end: a token bucket on what goes in, and one on a detour (ifb) for what
+// comes out. Both delay rather than drop, which TCP takes better.
 func (p *Plugger) shape(r *novalet.PlugRequest) error {
 	in, err := vifLimits(r.ExtraSpecs, "inbound")
 	if err != nil {
@@ -61,44 +63,92 @@ func (p *Plugger) shape(r *novalet.PlugRequest) error {
 		return err
 	}
 	if in != nil {
-		tbf := &netlink.Tbf{
-			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
-			Rate:       in.rate,
-			Buffer:     uint32(netlink.Xmittime(in.rate, uint32(in.burst))),
-			Limit:      uint32(in.burst + in.rate/10), // a tenth of a second in the queue, then drop
-		}
-		if err := p.h.QdiscReplace(tbf); err != nil {
+		if err := p.bucket(link, in); err != nil {
 			return fmt.Errorf("limit what comes in: %w", err)
 		}
 	}
-	if out != nil {
-		err := p.police(link, out)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
-			p.log.Warn("quota:vif_outbound is not enforced: the kernel has no act_police or cls_matchall",
-				"instance", r.InstanceUUID, "vif", r.VIF.ID)
-			return nil
-		}
-		return err
+	if out == nil {
+		return nil
+	}
+	err = p.detour(link, r, out)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, errUserspace) {
+		p.log.Warn("quota:vif_outbound is not enforced", "instance", r.InstanceUUID, "vif", r.VIF.ID, "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("limit what goes out: %w", err)
 	}
 	return nil
 }
 
-func (p *Plugger) police(link netlink.Link, l *limits) error {
+// bucket limits what a device sends.
+func (p *Plugger) bucket(link netlink.Link, l *limits) error {
+	return p.h.QdiscReplace(&netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		Rate:       l.rate,
+		Buffer:     uint32(netlink.Xmittime(l.rate, uint32(l.burst))),
+		Limit:      uint32(l.burst + l.rate/10), // a tenth of a second in the queue, then drop
+	})
+}
+
+// errUserspace: the switch reads the port before any limit of the kernel's.
+var errUserspace = errors.New("the userspace datapath reads the port before the kernel can limit it")
+
+// detour sends what comes from the instance through a device of its own with a bucket.
+func (p *Plugger) detour(link netlink.Link, r *novalet.PlugRequest, l *limits) error {
 	index := link.Attrs().Index
+	qdiscs, err := p.h.QdiscList(link)
+	if err != nil {
+		return err
+	}
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" { // see isolate
+			return errUserspace
+		}
+	}
+	name := ifbName(r.VIF.ID)
+	ifb, err := p.link(name)
+	if err != nil {
+		return err
+	}
+	if ifb == nil {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.NumTxQueues, attrs.NumRxQueues = name, 1, 1
+		if err := p.h.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("create device %s: %w", name, err)
+		}
+		if ifb, err = p.link(name); err != nil || ifb == nil {
+			return fmt.Errorf("create device %s: it vanished (%w)", name, err)
+		}
+	}
+	if err := p.settle(ifb, settings{alias: alias(r.InstanceUUID, r.VIF.ID), mtu: ifb.Attrs().MTU}); err != nil {
+		return err
+	}
+	if err := p.bucket(ifb, l); err != nil {
+		return err
+	}
 	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
 	if err := p.h.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("limit what goes out: %w", err)
+		return err
 	}
-	action := netlink.NewPoliceAction()
-	action.Rate, action.Burst = uint32(l.rate), uint32(l.burst)
-	action.ExceedAction = netlink.TC_POLICE_SHOT
-	filter := &netlink.MatchAll{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL, Handle: 1},
-		Actions:     []netlink.Action{action},
+	have, err := p.h.FilterList(link, ingress.Handle)
+	if err != nil {
+		return err
 	}
-	if err := p.h.FilterReplace(filter); err != nil {
-		return fmt.Errorf("limit what goes out: %w", err)
+	for _, f := range have {
+		if u, ok := f.(*netlink.U32); ok && len(u.Actions) == 1 {
+			if m, ok := u.Actions[0].(*netlink.MirredAction); ok && m.Ifindex == ifb.Attrs().Index {
+				return nil
+			}
+		}
+		if err := p.h.FilterDel(f); err != nil {
+			return err
+		}
 	}
-	return nil
+	return p.h.FilterAdd(&netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Sel:         &netlink.TcU32Sel{Flags: netlink.TC_U32_TERMINAL, Nkeys: 1, Keys: []netlink.TcU32Key{{}}}, // every frame
+		Actions:     []netlink.Action{netlink.NewMirredAction(ifb.Attrs().Index)},
+	})
 }

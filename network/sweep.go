@@ -16,6 +16,15 @@ import (
 // Sweep implements novalet.VIFPlugger. What it returns are device names; those without a device are ports left in the
 // switch's database, which outlives a reboot.
 func (p *Plugger) Sweep(ctx context.Context, keep map[string]bool) ([]string, error) {
+	return p.sweep(ctx, keep, true)
+}
+
+// Orphans lists what Sweep would remove.
+func (p *Plugger) Orphans(ctx context.Context, keep map[string]bool) ([]string, error) {
+	return p.sweep(ctx, keep, false)
+}
+
+func (p *Plugger) sweep(ctx context.Context, keep map[string]bool, remove bool) ([]string, error) {
 	links, err := p.h.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("sweep network devices: %w", err)
@@ -31,31 +40,37 @@ func (p *Plugger) Sweep(ctx context.Context, keep map[string]bool) ([]string, er
 		if !ok || keep[inst] {
 			continue
 		}
-		unlock := p.locks.lock(port)
-		err := p.ovs.DelPort(ctx, name, owned(inst, port))
-		unlock()
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if remove {
+			unlock := p.locks.lock(port)
+			err := p.ovs.DelPort(ctx, name, owned(inst, port))
+			unlock()
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		removed = append(removed, name)
 	}
 	for _, l := range links {
 		a := l.Attrs()
 		if a.Alias == goneAlias {
-			p.reap.add(l)
+			if remove {
+				p.reap.add(l)
+			}
 			continue
 		}
 		inst, port, ok := parseAlias(a.Alias)
 		if !ok || keep[inst] {
 			continue
 		}
-		unlock := p.locks.lock(port)
-		err := p.discard(l)
-		unlock()
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if remove {
+			unlock := p.locks.lock(port)
+			err := p.discard(l)
+			unlock()
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		if !slices.Contains(removed, a.Name) {
 			removed = append(removed, a.Name)
