@@ -101,7 +101,7 @@ func (b *boot) run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("prepare image %s: %w", b.args.Image.ID, err)
 		}
-		b.image, b.kind = img, kindOf(img, b.inst)
+		b.image, b.kind = img, kindOf(img)
 		return nil
 	})
 	group.Go(func() error {
@@ -357,7 +357,7 @@ func (b *boot) plugAndWait(ctx context.Context, netns string, imageReady <-chan 
 
 // static says whether the host sets the addresses, and whether that is known yet.
 func (b *boot) static(imageReady <-chan struct{}) (static, known bool) {
-	if k := kindAsked(b.inst, &b.args.Image); k != "" {
+	if k := kindAsked(b.inst); k != "" {
 		return k == novalet.KindApplication, true
 	}
 	select {

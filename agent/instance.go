@@ -126,7 +126,7 @@ func (in *instance) static() bool {
 	if in.rec.Rescue != nil {
 		img = in.rec.Rescue.Image
 	}
-	return img != nil && kindOf(img, &in.rec.Instance) == novalet.KindApplication
+	return img != nil && kindOf(img) == novalet.KindApplication
 }
 
 func (in *instance) setPower(p novalet.PowerState) {

@@ -23,34 +23,21 @@ const configDrivePath = "/config-drive"
 // rescuePath is where a rescued instance's own root is shown.
 const rescuePath = "/mnt"
 
-// property returns an image property by the boot request, or by the copy in system_metadata.
-func property(inst *novalet.Instance, meta *novalet.ImageMeta, name string) string {
-	if meta != nil {
-		if v := meta.Properties[name]; v != "" {
-			return v
-		}
-	}
-	return inst.ImageProperty(name)
-}
-
-// kindAsked returns the kind that a property asks for, "" when none does.
-func kindAsked(inst *novalet.Instance, meta *novalet.ImageMeta) novalet.Kind {
-	switch k := novalet.Kind(strings.ToLower(property(inst, meta, propKind))); k {
+// kindAsked returns the kind that the image's property asks for, "" when it does not: known before the image is.
+func kindAsked(inst *novalet.Instance) novalet.Kind {
+	switch k := novalet.Kind(strings.ToLower(strings.TrimSpace(inst.ImageProperty(propKind)))); k {
 	case novalet.KindApplication, novalet.KindMachine:
 		return k
 	}
 	return ""
 }
 
-// kindOf returns the kind an image is run as.
-func kindOf(img *novalet.Image, inst *novalet.Instance) novalet.Kind {
-	if k := kindAsked(inst, nil); k != "" {
-		return k
+// kindOf returns the kind an image is run as; the image store has looked at its properties.
+func kindOf(img *novalet.Image) novalet.Kind {
+	if img.Kind == novalet.KindMachine {
+		return novalet.KindMachine
 	}
-	if img.Kind == "" {
-		return novalet.KindApplication
-	}
-	return img.Kind
+	return novalet.KindApplication
 }
 
 // sandboxSpec is what Create needs; it is known before the image is.
@@ -60,7 +47,7 @@ func sandboxSpec(cfg *Config, inst *novalet.Instance, cpuset string) (*novalet.S
 		return nil, err
 	}
 	l.CPUSet = cpuset
-	return &novalet.SandboxSpec{ID: inst.UUID, Hostname: hostname(inst), Kind: kindAsked(inst, nil), Limits: l}, nil
+	return &novalet.SandboxSpec{ID: inst.UUID, Hostname: hostname(inst), Kind: kindAsked(inst), Limits: l}, nil
 }
 
 // hostname is the instance's host name, never empty.
@@ -89,7 +76,7 @@ func (a *Agent) specFor(in *instance) (*novalet.ContainerSpec, error) {
 	if args == nil {
 		args = &novalet.BuildArgs{}
 	}
-	kind := kindOf(img, inst)
+	kind := kindOf(img)
 	spec := &novalet.ContainerSpec{Kind: kind, Layers: img.Layers}
 	if r.Rescue != nil {
 		spec.Rescue = rescuePath
@@ -102,7 +89,7 @@ func (a *Agent) specFor(in *instance) (*novalet.ContainerSpec, error) {
 			spec.Files = append(spec.Files, machineFiles(inst)...)
 		}
 	default:
-		p, err := applicationProcess(img, inst, &args.Image)
+		p, err := applicationProcess(img, inst)
 		if err != nil {
 			return nil, err
 		}
@@ -167,26 +154,20 @@ func truth(s string) bool {
 // cloud-init knows OpenStack by where there is no DMI table of the guest's own (ds-identify's PID 1 check and
 // DataSourceOpenStack.detect_openstack): with it the metadata service is found by DHCP, without a config drive.
 func machineProcess(img *novalet.Image) novalet.ProcessSpec {
-	p := novalet.ProcessSpec{Cwd: "/", User: "0:0", Env: []string{"product_name=OpenStack Nova"}, StopSignal: img.Config.StopSignal}
+	c := &img.Config
+	p := novalet.ProcessSpec{Cwd: "/", User: "0:0", Env: append(environment(c.Env, nil), "product_name=OpenStack Nova"), StopSignal: c.StopSignal}
 	if img.Init != "" {
 		p.Args = []string{img.Init}
+	} else {
+		p.Args = slices.Concat(c.Entrypoint, c.Cmd)
 	}
 	return p
 }
 
-// applicationProcess is the image's command, or os_command_line in the place of its CMD.
-func applicationProcess(img *novalet.Image, inst *novalet.Instance, meta *novalet.ImageMeta) (*novalet.ProcessSpec, error) {
+// applicationProcess is the image's command, which the image store has replaced by os_command_line if that is set.
+func applicationProcess(img *novalet.Image, inst *novalet.Instance) (*novalet.ProcessSpec, error) {
 	c := &img.Config
-	cmd := c.Cmd
-	if line := property(inst, meta, "os_command_line"); line != "" {
-		words, err := splitWords(line)
-		if err != nil {
-			return nil, novalet.Faultf(novalet.ErrAbort, "ImageUnacceptable",
-				"The image property os_command_line cannot be read: %v. Correct the property and create the server again.", err)
-		}
-		cmd = words
-	}
-	args := slices.Concat(c.Entrypoint, cmd)
+	args := slices.Concat(c.Entrypoint, c.Cmd)
 	if len(args) == 0 {
 		return nil, novalet.Faultf(novalet.ErrAbort, "ImageUnacceptable",
 			"The image names no command to run. Set the image property os_command_line, or use an image with a CMD or with its own /sbin/init.")
@@ -240,50 +221,4 @@ func hasCloudInit(layers []novalet.Layer) bool {
 		}
 	}
 	return false
-}
-
-// splitWords splits a command line as a shell does, without expanding anything.
-func splitWords(s string) ([]string, error) {
-	var words []string
-	var word strings.Builder
-	in, quote := false, rune(0)
-	escaped := false
-	for _, c := range s {
-		switch {
-		case c == 0:
-			return nil, fmt.Errorf("it holds a NUL")
-		case escaped:
-			if quote == '"' && c != '"' && c != '\\' && c != '$' && c != '`' {
-				word.WriteRune('\\')
-			}
-			word.WriteRune(c)
-			escaped = false
-		case c == '\\' && quote != '\'':
-			escaped, in = true, true
-		case quote != 0:
-			if c == quote {
-				quote = 0
-			} else {
-				word.WriteRune(c)
-			}
-		case c == '\'' || c == '"':
-			quote, in = c, true
-		case c == ' ' || c == '\t' || c == '\n' || c == '\r':
-			if in {
-				words = append(words, word.String())
-				word.Reset()
-				in = false
-			}
-		default:
-			word.WriteRune(c)
-			in = true
-		}
-	}
-	if quote != 0 || escaped {
-		return nil, fmt.Errorf("a quote is not closed")
-	}
-	if in {
-		words = append(words, word.String())
-	}
-	return words, nil
 }
