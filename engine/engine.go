@@ -105,6 +105,7 @@ type Engine struct {
 	mu        sync.Mutex
 	instances map[string]*instance
 	slots     map[int]string
+	broken    map[string]bool // records that could not be read; fixed once open
 	keepers   map[string]*keeper
 	subs      map[*subscriber]struct{}
 	spawning  sync.Mutex
@@ -161,7 +162,7 @@ func Open(o Options) (*Engine, error) {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	e := &Engine{o: o, log: o.Logger, cg: cg, prog: prog, bootID: strings.TrimSpace(string(boot)),
-		instances: map[string]*instance{}, slots: map[int]string{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}}
+		instances: map[string]*instance{}, slots: map[int]string{}, broken: map[string]bool{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}}
 	for i := range runtime.NumCPU() {
 		e.cpus = append(e.cpus, i)
 	}

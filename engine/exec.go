@@ -83,6 +83,7 @@ type streams struct {
 	in     *os.File
 	out    []*os.File
 	to     []io.Writer
+	fold   bool // stderr goes where stdout goes
 	wg     sync.WaitGroup
 }
 
@@ -114,7 +115,12 @@ func (s *streams) open(x *novalet.ExecSpec) error {
 		}
 		s.in = f
 	}
-	for _, w := range []io.Writer{x.Stdout, x.Stderr} {
+	for i, w := range []io.Writer{x.Stdout, x.Stderr} {
+		if i == 1 && same(x.Stdout, x.Stderr) {
+			// One writer for both gets the output in order, from one goroutine.
+			s.fold = true
+			break
+		}
 		f, err := s.pipe(true)
 		if err != nil {
 			return err
@@ -146,10 +152,23 @@ func (s *streams) terminal(fd int, x *novalet.ExecSpec) error {
 	return nil
 }
 
+// same tells whether two writers are one; those that cannot be compared are not.
+func same(a, b io.Writer) (eq bool) {
+	defer func() {
+		if recover() != nil {
+			eq = false
+		}
+	}()
+	return a != nil && a == b
+}
+
 func (s *streams) fds() []int {
 	var out []int
 	for _, f := range s.theirs {
 		out = append(out, int(f.Fd()))
+	}
+	if s.fold {
+		out = append(out, out[len(out)-1])
 	}
 	return out
 }

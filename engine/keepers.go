@@ -140,6 +140,11 @@ func (e *Engine) adopt() error {
 		}
 		if err != nil {
 			e.log.Error("instance left alone", "instance", id, "error", err)
+			// Its range of ids stays in use.
+			e.broken[id] = true
+			if slot, ok := e.slotOf(id); ok {
+				e.slots[slot] = id
+			}
 			continue
 		}
 		e.instances[id] = &instance{rec: *r, saved: true}
@@ -195,6 +200,12 @@ func (e *Engine) adoptKeeper(k *keeper) error {
 		in := e.instances[st.ID]
 		e.mu.Unlock()
 		k.add(1)
+		if e.broken[st.ID] {
+			e.mu.Lock()
+			e.slots[st.Slot] = st.ID
+			e.mu.Unlock()
+			continue
+		}
 		if in == nil || in.rec.Slot != st.Slot {
 			e.log.Warn("ending a container that no record knows", "instance", st.ID)
 			if _, err := k.call(e.ctx, wire.OpStop, st.ID, &wire.Stop{}, nil); err != nil {
@@ -227,7 +238,8 @@ func (e *Engine) tidyCgroups() error {
 		if err != nil || n != e.group(slot).Name {
 			continue
 		}
-		if in := e.instances[e.slots[slot]]; in != nil && in.keeper != nil {
+		id := e.slots[slot]
+		if in := e.instances[id]; in != nil && in.keeper != nil || e.broken[id] {
 			continue
 		}
 		g := e.group(slot)

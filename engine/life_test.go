@@ -1,11 +1,14 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
 )
@@ -86,4 +89,250 @@ func TestMissingCommandIsTheImagesFault(t *testing.T) {
 		t.Fatalf("start: %v", err)
 	}
 	te.waitState("x", novalet.ContainerStopped)
+}
+
+func TestExecStreamsAndUsers(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	te.run("m", novalet.Limits{}, app(busybox(t), "sleep 1000"))
+	// Many, so that a race between the end of the process and its output shows.
+	for i := range 40 {
+		if out, code := te.sh("m", "echo out; echo err >&2; exit 5"); out != "out\nerr\n" || code != 5 {
+			t.Fatalf("round %d: %q %d", i, out, code)
+		}
+	}
+	for user, want := range map[string]string{
+		"":        "uid=0(root) gid=0(root)",
+		"0":       "uid=0(root) gid=0(root)",
+		"web":     "uid=100(web) gid=101(web) groups=102(extra)",
+		"100":     "uid=100(web) gid=101(web) groups=102(extra)",
+		"web:102": "uid=100(web) gid=102(extra)",
+		"4000:7":  "uid=4000 gid=7",
+	} {
+		var out strings.Builder
+		code, err := te.Exec(ctx, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"id"}, User: user}, Stdout: &out})
+		if err != nil || code != 0 || strings.TrimSpace(out.String()) != want {
+			t.Errorf("user %q: %q %d %v, want %q", user, out.String(), code, err, want)
+		}
+	}
+	for _, user := range []string{"+1000", "-1", " 0", "0x10", "65536", "4294967295", "nobody", "web:nogroup", "0:0:0", "web:+5"} {
+		_, err := te.Exec(ctx, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"id"}, User: user}})
+		if !errors.Is(err, novalet.ErrAbort) {
+			t.Errorf("user %q: %v", user, err)
+		}
+	}
+	// What goes in comes out, through a pipe and through a terminal.
+	var out strings.Builder
+	in := strings.Repeat("0123456789abcdef", 1<<14)
+	if code, err := te.Exec(ctx, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"cat"}}, Stdin: strings.NewReader(in), Stdout: &out}); err != nil || code != 0 || out.String() != in {
+		t.Fatalf("cat: %d bytes, %d %v", out.Len(), code, err)
+	}
+	out.Reset()
+	code, err := te.Exec(ctx, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"sh", "-c", "tty; echo 1 >/dev/tty; test -t 0"}}, TTY: true, Stdout: &out})
+	if err != nil || code != 0 || !strings.HasPrefix(out.String(), "/dev/pts/") || !strings.HasSuffix(out.String(), "1\r\n") {
+		t.Fatalf("terminal: %q %d %v", out.String(), code, err)
+	}
+	// A caller that goes away takes its process along.
+	short, cancel := context.WithCancel(ctx)
+	time.AfterFunc(200*time.Millisecond, cancel)
+	if _, err := te.Exec(short, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"sleep", "4321"}}}); err == nil {
+		t.Fatal("exec went on without its caller")
+	}
+	eventually(t, "the abandoned process is gone", func() string {
+		out, _ := te.sh("m", "ps | grep '[s]leep 4321'")
+		return out
+	})
+}
+
+func TestRootLimit(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	layers := busybox(t)
+	te.run("small", novalet.Limits{RootBytes: 64 << 20, RootInodes: 1000}, app(layers, "sleep 1000"))
+	te.run("other", novalet.Limits{RootBytes: 64 << 20}, app(layers, "sleep 1000"))
+	if out, code := te.sh("small", "dd if=/dev/zero of=/fill bs=1M count=200 2>&1"); code == 0 || !strings.Contains(out, "No space left") {
+		t.Fatalf("fill: %q %d", out, code)
+	}
+	st, err := te.Stats(ctx, "small")
+	if err != nil || st.RootBytes < 40<<20 || st.RootBytes > 64<<20 {
+		t.Fatalf("stats: %+v %v", st, err)
+	}
+	if out, code := te.sh("other", "dd if=/dev/zero of=/fill bs=1M count=20 2>&1 && sync"); code != 0 {
+		t.Fatalf("the neighbour: %q", out)
+	}
+	te.sh("small", "rm /fill")
+	if out, code := te.sh("small", "i=0; while [ $i -lt 2000 ]; do : >/tmp/f$i || exit 9; i=$((i+1)); done"); code == 0 {
+		t.Fatalf("2000 files fit into 1000 inodes: %q", out)
+	}
+	te.sh("small", "rm -rf /tmp/f*; echo kept >/kept")
+	// The disk is there again after a stop, and full disks do not hinder a start.
+	te.sh("small", "dd if=/dev/zero of=/fill bs=1M count=200 2>&1")
+	if err := te.Stop(ctx, "small", novalet.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := te.Create(ctx, &novalet.SandboxSpec{ID: "small", Limits: novalet.Limits{RootBytes: 64 << 20}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := te.Start(ctx, "small", nil); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := te.sh("small", "cat /kept"); out != "kept\n" {
+		t.Fatalf("after the stop: %q", out)
+	}
+}
+
+// TestSharedLayersAreNotWritten starts two instances from the same layer: neither sees what the other writes, and
+// the layer stays as it was.
+func TestSharedLayersAreNotWritten(t *testing.T) {
+	te := newEngine(t)
+	layers := busybox(t)
+	te.run("a", novalet.Limits{}, app(layers, "sleep 1000"))
+	te.run("b", novalet.Limits{}, app(layers, "sleep 1000"))
+	te.sh("a", "echo mine >/etc/passwd; echo x >/only-a; rm /bin/cat")
+	if out, _ := te.sh("b", "head -1 /etc/passwd; ls /only-a /bin/cat 2>&1"); !strings.HasPrefix(out, "root:x:0:0") || strings.Contains(out, "only-a\n") && !strings.Contains(out, "No such") || !strings.Contains(out, "/bin/cat\n") {
+		t.Fatalf("b sees %q", out)
+	}
+	b, err := os.ReadFile(layers[0].Path + "/etc/passwd")
+	if err != nil || !strings.HasPrefix(string(b), "root:x:0:0") {
+		t.Fatalf("layer: %q %v", b, err)
+	}
+	ra, err := te.Root(te.ctx(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(ra.Upper+"/only-a", &st); err != nil || st.Uid != ra.UIDBase {
+		t.Fatalf("upper: uid %d, base %d, %v", st.Uid, ra.UIDBase, err)
+	}
+	rb, err := te.Root(te.ctx(), "b")
+	if err != nil || rb.UIDBase == ra.UIDBase {
+		t.Fatalf("both have ids from %d", ra.UIDBase)
+	}
+}
+
+func TestFreeze(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	te.run("f", novalet.Limits{}, app(busybox(t), "trap 'exit 0' TERM; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.02; done"))
+	te.waitLog("f", "tick 3")
+	if err := te.Freeze(ctx, "f"); err != nil {
+		t.Fatal(err)
+	}
+	te.waitState("f", novalet.ContainerPaused)
+	if err := te.Freeze(ctx, "f"); err != nil {
+		t.Fatal("second freeze:", err)
+	}
+	before, err := te.Stats(ctx, "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	after, err := te.Stats(ctx, "f")
+	if err != nil || after.CPU != before.CPU {
+		t.Fatalf("it used processor time while paused: %v, %v, %v", before.CPU, after.CPU, err)
+	}
+	if err := te.Thaw(ctx, "f"); err != nil {
+		t.Fatal(err)
+	}
+	te.waitState("f", novalet.ContainerRunning)
+	// A paused one can be stopped.
+	if err := te.Freeze(ctx, "f"); err != nil {
+		t.Fatal(err)
+	}
+	if err := te.Stop(ctx, "f", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if st := te.waitState("f", novalet.ContainerStopped); st.ExitCode != 0 {
+		t.Fatalf("%+v", st)
+	}
+}
+
+func TestMemoryAndProcessLimits(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	events := te.Events(ctx)
+	layers := busybox(t)
+	te.run("hog", novalet.Limits{MemoryBytes: 32 << 20, PIDs: 30}, app(layers, "sleep 1000"))
+	te.run("calm", novalet.Limits{MemoryBytes: 32 << 20}, app(layers, "sleep 1000"))
+	if _, code := te.sh("hog", "tail /dev/zero"); code != 137 {
+		t.Fatalf("it took more memory than it has: exit code %d", code)
+	}
+	if ev := wantEvent(t, events, novalet.EventOOM); ev.ID != "hog" {
+		t.Fatalf("%+v", ev)
+	}
+	if st := te.waitState("hog", novalet.ContainerRunning); st.OOMKills < 1 {
+		t.Fatalf("%+v", st)
+	}
+	if out, _ := te.sh("hog", "i=0; while [ $i -lt 100 ]; do sleep 100 & i=$((i+1)); done 2>&1; echo end"); !strings.Contains(out, "can't fork") {
+		t.Fatalf("100 processes in a limit of 30: %q", out)
+	}
+	if out, code := te.sh("calm", "echo fine"); out != "fine\n" || code != 0 {
+		t.Fatalf("the neighbour: %q %d", out, code)
+	}
+	if err := te.Update(ctx, "hog", novalet.Limits{MemoryBytes: 48 << 20, PIDs: 60, CPUShares: 512}); err != nil {
+		t.Fatal(err)
+	}
+	if err := te.Update(ctx, "hog", novalet.Limits{MemoryBytes: 24 << 20, PIDs: 60}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConsole(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	te.run("c", novalet.Limits{}, app(busybox(t), "echo ready; while read l; do echo \"got $l $(stty size)\"; done"))
+	te.waitLog("c", "ready")
+	first, err := te.Console(ctx, "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	second, err := te.Console(ctx, "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if err := first.Resize(50, 132); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Write([]byte("abc\n")); err != nil {
+		t.Fatal(err)
+	}
+	for _, term := range []novalet.Terminal{first, second} {
+		var all []byte
+		buf := make([]byte, 4096)
+		for !strings.Contains(string(all), "got abc 50 132") {
+			n, err := term.Read(buf)
+			if err != nil {
+				t.Fatalf("%v after %q", err, all)
+			}
+			all = append(all, buf[:n]...)
+		}
+		if !strings.Contains(string(all), "ready") {
+			t.Fatalf("a viewer does not see the past: %q", all)
+		}
+	}
+	if err := te.Stop(ctx, "c", novalet.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := te.Console(ctx, "c"); !errors.Is(err, novalet.ErrInvalidState) {
+		t.Fatal(err)
+	}
+}
+
+func TestConsoleLogIsBounded(t *testing.T) {
+	te := newEngine(t)
+	te.opts.ConsoleLogBytes = 64 << 10
+	te.Close()
+	te.open()
+	te.run("c", novalet.Limits{}, app(busybox(t), "seq 1 60000; echo the end"))
+	te.waitLog("c", "the end")
+	b, err := te.ConsoleLog(te.ctx(), "c", 1<<20)
+	if err != nil || len(b) > 64<<10 || len(b) < 16<<10 || !strings.Contains(string(b), "60000\r\n") {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if b, err := te.ConsoleLog(te.ctx(), "c", 10); err != nil || string(b) != "the end\r\n" && len(b) != 10 {
+		t.Fatalf("%q %v", b, err)
+	}
+	te.waitState("c", novalet.ContainerStopped)
 }

@@ -19,8 +19,9 @@ import (
 	"github.com/novalet/novalet/internal/hosttest"
 )
 
-// shimPath is the second program, built once for the tests that run as root.
-var shimPath string
+// shimPath is the second program and attackPath what the attack suite runs inside, built once for the tests that
+// run as root.
+var shimPath, attackPath string
 
 func TestMain(m *testing.M) {
 	code := func() int {
@@ -33,12 +34,14 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		shimPath = filepath.Join(dir, "novalet-shim")
-		cmd := exec.Command("go", "build", "-o", shimPath, "github.com/novalet/novalet/cmd/novalet-shim")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build shim: %v\n%s", err, out)
-			return 1
+		shimPath, attackPath = filepath.Join(dir, "novalet-shim"), filepath.Join(dir, "attack")
+		for out, pkg := range map[string]string{shimPath: "../cmd/novalet-shim", attackPath: "./testdata/attack"} {
+			cmd := exec.Command("go", "build", "-o", out, pkg)
+			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, out)
+				return 1
+			}
 		}
 		return m.Run()
 	}()
@@ -281,6 +284,9 @@ func (te *testEngine) sh(id, script string) (string, int) {
 	code, err := te.Exec(te.ctx(), id, &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"/bin/sh", "-c", script}}, Stdout: &out, Stderr: &out})
 	if err != nil {
 		te.t.Fatal(err)
+	}
+	if code > 125 {
+		te.t.Logf("exec %q: exit code %d, output %q", script, code, out.String())
 	}
 	return out.String(), code
 }

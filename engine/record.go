@@ -95,6 +95,18 @@ func (e *Engine) load(id string) (*record, error) {
 	return &r, nil
 }
 
+// slotOf reads no more than the slot, from a record that is not usable otherwise.
+func (e *Engine) slotOf(id string) (int, bool) {
+	b, err := os.ReadFile(filepath.Join(e.dir(id), recordName))
+	var r struct {
+		Slot *int `json:"slot"`
+	}
+	if err != nil || json.Unmarshal(b, &r) != nil || r.Slot == nil || *r.Slot < 0 {
+		return 0, false
+	}
+	return *r.Slot, true
+}
+
 // takeSlot finds a free range of ids. e.mu is held.
 func (e *Engine) takeSlot(id string) (int, uint32, error) {
 	if e.o.MaxInstances > 0 && len(e.slots) >= e.o.MaxInstances {

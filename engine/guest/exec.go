@@ -15,6 +15,8 @@ import (
 // which the keeper expects no more than one report.
 func Exec() int {
 	runtime.LockOSThread()
+	// The program that follows must not inherit it; that it closes is how the keeper knows that the program runs.
+	unix.CloseOnExec(controlFd)
 	c, err := wire.NewConn(controlFd)
 	if err != nil {
 		return 125

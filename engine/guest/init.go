@@ -45,6 +45,8 @@ func report(c *wire.Conn, err error) {
 // only returns on an error. It must be called on the main thread.
 func Init() int {
 	runtime.LockOSThread()
+	// The program that follows must not inherit it; that it closes is how the keeper knows that the program runs.
+	unix.CloseOnExec(controlFd)
 	c, err := wire.NewConn(controlFd)
 	if err != nil {
 		return 125

@@ -157,7 +157,7 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 		files:  files,
 		prog:   in.k.cfg.Program,
 		argv:   []string{"exec"},
-		env:    []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB"},
+		env:    runtimeEnv,
 		attach: func(pid int) error { return in.join(pid, wire.CgroupExec) },
 	}
 	_, pidfd, done, err := in.k.reaper.spawn(s)

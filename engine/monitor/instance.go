@@ -153,8 +153,7 @@ func (in *instance) spawnInit(again bool) error {
 		files: []int{null, null, null, child},
 		prog:  in.k.cfg.Program,
 		argv:  []string{"init"},
-		// One processor and no collector: an init waits, it does not compute.
-		env:    []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB"},
+		env:    runtimeEnv,
 		attach: func(pid int) error { return in.attach(pid, again) },
 	}
 	flags := uintptr(inner)
@@ -182,6 +181,10 @@ func (in *instance) spawnInit(again bool) error {
 	}()
 	return nil
 }
+
+// runtimeEnv is for the Go runtime of an init or exec helper: one processor and next to no collector, since they wait
+// and do not compute; and no look at cgroup files, which would be the guest's.
+var runtimeEnv = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
 
 // attach runs while the child waits: id maps, cgroups, the score of the out-of-memory killer.
 func (in *instance) attach(pid int, again bool) error {

@@ -167,3 +167,38 @@ func Program(kind Kind) ([]byte, error) {
 	}
 	return assemble(r)
 }
+
+// Refused returns the answers of a profile to calls whose arguments have all bits set, by number up to the last known
+// one: the errno, or 0 when the kernel decides. A test compares it with what a process inside meets.
+func Refused(kind Kind) (map[int]int, error) {
+	r, err := rules(kind)
+	if err != nil {
+		return nil, err
+	}
+	last := uint32(0)
+	for _, nr := range numbers {
+		last = max(last, nr)
+	}
+	out := map[int]int{}
+	for nr := range last + 1 {
+		switch x := r[nr]; {
+		case x == nil:
+			out[int(nr)] = int(unix.EPERM)
+		case x.always() || x.holds([6]uint64{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}):
+			out[int(nr)] = 0
+		default:
+			out[int(nr)] = int(x.errno)
+		}
+	}
+	return out, nil
+}
+
+// holds evaluates the alternatives of a rule.
+func (r *rule) holds(args [6]uint64) bool {
+	return slices.ContainsFunc(r.alternatives, func(alt []condition) bool {
+		return !slices.ContainsFunc(alt, func(c condition) bool {
+			v := args[c.arg] & c.mask
+			return !(c.op == specs.OpEqualTo && v == c.value || c.op == specs.OpLessThan && v < c.value)
+		})
+	})
+}
