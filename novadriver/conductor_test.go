@@ -389,7 +389,7 @@ func TestFailureOf(t *testing.T) {
 		{novalet.ErrUnsupported, "builtins", "NotImplementedError", 500, ""},
 		{novalet.ErrBusy, "nova.exception", "InstanceInvalidState", 400, ""},
 		{novalet.ErrTryAgain, "nova.exception", "NovaException", 500, "does not answer"},
-		{novalet.Faultf(novalet.ErrReschedule, "", "no room"), "nova.exception", "ComputeResourcesUnavailable", 503, "no room"},
+		{novalet.Faultf(novalet.ErrReschedule, "", "no room"), "nova.exception", "ComputeResourcesUnavailable", 400, "no room"},
 		{novalet.Faultf(novalet.ErrAbort, "", "bad image"), "nova.exception", "BuildAbortException", 500, "bad image"},
 		{novalet.Faultf(novalet.ErrAbort, "PortNotFound", "no port"), "nova.exception", "PortNotFound", 404, "no port"},
 		{fmt.Errorf("y: %w", novalet.Faultf(novalet.ErrUnsupported, "NotImplementedError", "cannot")), "builtins", "NotImplementedError", 500, "cannot"},

@@ -12,8 +12,8 @@
 //
 // # Goroutines
 //
-// Start runs the start-up to its end and then starts the heartbeat, the resource tracker and the release watch, one
-// goroutine each; New starts one that casts to the schedulers. Close waits for all of them.
+// Start runs the start-up to its end and then starts the heartbeat, the resource tracker, the release watch, the
+// casts to the schedulers and the look for lost builds, one goroutine each. Close waits for all of them.
 //
 // # On disk
 //

@@ -69,6 +69,9 @@ func (d *Driver) SetCompute(c novalet.Compute) { d.compute.Store(&c) }
 // Conductor returns Nova's conductor for the agent.
 func (d *Driver) Conductor() novalet.Conductor { return &conductor{d} }
 
+// Node is the hypervisor hostname, known when Recover runs.
+func (d *Driver) Node() string { return d.o.Node }
+
 // Calls counts the requests sent to the conductor, for metrics.
 func (d *Driver) Calls() int64 { return d.rpc.calls.Load() }
 
@@ -213,7 +216,7 @@ func (d *Driver) serve() error {
 	d.server = server
 	ctx, cancel := context.WithCancelCause(context.Background())
 	d.stop = cancel
-	for _, f := range []func(context.Context){d.report, d.tracker.run, d.watchReleases, d.announcer} {
+	for _, f := range []func(context.Context){d.report, d.tracker.run, d.watchReleases, d.announcer, d.reconcile} {
 		d.running.Go(func() { f(ctx) })
 	}
 	d.log.Info("compute service started", "host", d.o.Host, "node", d.o.Node, "compute_id", d.node.uuid)

@@ -31,14 +31,14 @@ func (f *failure) code() int {
 // classCodes are the codes of Nova's exceptions that are not 500: what `openstack server show` prints as the fault's
 // code (nova/exception.py).
 var classCodes = map[string]int{
-	"AttachInterfaceNotSupported": 400, "ComputeResourcesUnavailable": 503, "ConfigDriveInvalidValue": 400,
+	"AttachInterfaceNotSupported": 400, "ComputeResourcesUnavailable": 400, "ConfigDriveInvalidValue": 400,
 	"ConsoleNotAvailable": 404, "ConsoleTypeInvalid": 400, "ConsoleTypeUnavailable": 400,
-	"ExternalNetworkAttachForbidden": 403, "FixedIpNotFoundForSpecificInstance": 404, "ImageNotFound": 404,
+	"ExternalNetworkAttachForbidden": 403, "ImageNotFound": 404,
 	"ImageUnacceptable": 400, "InstanceEvacuateNotSupported": 400, "InstanceInvalidState": 400, "InstanceNotFound": 404,
 	"InstanceNotReady": 400, "InstanceNotRescuable": 400, "InstanceNotRunning": 400, "InstanceQuiesceNotSupported": 400,
-	"InterfaceAttachFailed": 400, "InterfaceAttachFailedNoNetwork": 400, "InvalidDiskFormat": 400, "InvalidInput": 400,
+	"InterfaceAttachFailedNoNetwork": 400, "InvalidDiskFormat": 400, "InvalidInput": 400,
 	"InvalidVolume": 400, "NetworkAmbiguous": 400, "NetworkInterfaceTaggedAttachNotSupported": 400,
-	"NetworkNotFound": 404, "NetworkNotFoundForUUID": 404, "NetworksWithQoSPolicyNotSupported": 400, "OverQuota": 413,
+	"NetworkNotFound": 404, "NetworksWithQoSPolicyNotSupported": 400, "OverQuota": 413,
 	"PortBindingFailed": 400, "PortInUse": 400, "PortLimitExceeded": 413, "PortNotFound": 404, "PortNotUsable": 400,
 	"PortRequiresFixedIP": 400, "PortUpdateFailed": 400, "PreserveEphemeralNotSupported": 400,
 	"SecurityGroupCannotBeApplied": 400, "SecurityGroupNotFound": 404, "SetAdminPasswdNotSupported": 400,

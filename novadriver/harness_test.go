@@ -143,11 +143,12 @@ func (a *fakeAgent) set(f func()) {
 
 // fakeProvider is a Provider that remembers.
 type fakeProvider struct {
-	mu     sync.Mutex
-	want   *placement.Want
-	traits map[string]bool // known to this Placement; nil is all
-	calls  []string
-	err    error
+	mu        sync.Mutex
+	want      *placement.Want
+	traits    map[string]bool // known to this Placement; nil is all
+	calls     []string
+	consumers []string
+	err       error
 }
 
 func (p *fakeProvider) note(call string) error {
@@ -204,6 +205,12 @@ func (p *fakeProvider) DeleteAllocation(_ context.Context, id string) error {
 
 func (p *fakeProvider) RemoveFromAllocation(_ context.Context, c, _ string) error {
 	return p.note("remove from " + c)
+}
+
+func (p *fakeProvider) Consumers(context.Context, string) ([]string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.consumers), p.err
 }
 
 func (p *fakeProvider) MoveAllocation(_ context.Context, from, to string) error {

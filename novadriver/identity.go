@@ -119,6 +119,9 @@ func (d *Driver) findNode(ctx context.Context, uuid string) error {
 	if err != nil || o == nil {
 		return fmt.Errorf("read compute node %s: %w", uuid, errors.Join(err, o.Require("id")))
 	}
+	if n := o.String("hypervisor_hostname"); n != "" && d.o.anyNode {
+		d.o.Node = n
+	}
 	if h, n := o.String("host"), o.String("hypervisor_hostname"); h != "" && h != d.o.Host || n != "" && n != d.o.Node {
 		return fmt.Errorf("compute node %s is %s on host %s in Nova, but this is %s on host %s: a host cannot be renamed; "+
 			"set host (and the node's name) back, or remove the old service and the file %s", uuid, n, h, d.o.Node, d.o.Host, identityFile)

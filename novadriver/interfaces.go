@@ -28,10 +28,6 @@ var interfaceMethods = []method{
 		name: "inject_network_info", since: "6.0", kind: "cast", state: stateDone, operation: decodeInterface,
 		note: "reads the ports again", test: "TestLifecycleCasts",
 	},
-	{
-		name: "reset_network", since: "6.0", kind: "cast", state: stateDone, operation: decodeInterface,
-		note: "reads the ports again and sets their addresses", test: "TestLifecycleCasts",
-	},
 }
 
 func decodeInterface(_ *Driver, r *request, op *novalet.Operation) error {

@@ -223,7 +223,6 @@ func TestLifecycleCasts(t *testing.T) {
 		"add_fixed_ip_to_instance":      {map[string]any{"network_id": "n1"}, novalet.OperationArgs{NetworkID: "n1"}},
 		"remove_fixed_ip_from_instance": {map[string]any{"address": "10.0.0.9"}, novalet.OperationArgs{Address: "10.0.0.9"}},
 		"inject_network_info":           {nil, novalet.OperationArgs{}},
-		"reset_network":                 {nil, novalet.OperationArgs{}},
 	} {
 		args := map[string]any{"instance": inst}
 		maps.Copy(args, c.args)

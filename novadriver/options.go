@@ -18,7 +18,8 @@ import (
 type Options struct {
 	// Host is the name of the compute service ([DEFAULT] host) as Nova and Neutron know it.
 	Host string
-	// Node is the hypervisor hostname, unique in the cell and the name of the resource provider; "" is Host.
+	// Node is the hypervisor hostname, unique in the cell and the name of the resource provider. "" is that of the compute
+	// node this host already has, such as a replaced nova-compute's, else Host.
 	Node string
 	// MyIP is the address of this host ([DEFAULT] my_ip).
 	MyIP string
@@ -66,6 +67,8 @@ type Options struct {
 	// Logger; nil logs nothing.
 	Logger *slog.Logger
 
+	anyNode bool // Node was not chosen by the caller
+
 	now    func() time.Time
 	uptime func() string
 	// pause is how long a request waits that failed at once, before it is sent again.
@@ -94,6 +97,8 @@ type Provider interface {
 	HasTrait(ctx context.Context, trait string) (bool, error)
 	// RemoveFromAllocation takes a provider out of what a consumer holds.
 	RemoveFromAllocation(ctx context.Context, consumer, providerUUID string) error
+	// Consumers lists who holds resources of a provider.
+	Consumers(ctx context.Context, providerUUID string) ([]string, error)
 	// MoveAllocation gives to one consumer what another holds.
 	MoveAllocation(ctx context.Context, from, to string) error
 }
@@ -118,7 +123,7 @@ func (o *Options) fill() error {
 		}
 	}
 	if o.Node == "" {
-		o.Node = o.Host
+		o.Node, o.anyNode = o.Host, true
 	}
 	def := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {
