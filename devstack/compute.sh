@@ -1,6 +1,6 @@
 #!/bin/bash
-# compute.sh start|stop|restart|kill9|log novalet
-# compute.sh start|stop|log stock HOST [DRIVER]
+# compute.sh start|wait|stop|restart|kill9|log novalet
+# compute.sh start|wait|stop|log stock HOST [DRIVER]
 #
 # novalet runs as COMPUTE_HOST. To compare with, a stock nova-compute runs as HOST with a fake driver (default
 # fake.FakeDriver), which starts nothing and plugs nothing: tools/fake_l2_agent.py makes Neutron bind ports
@@ -12,14 +12,14 @@ set -u
 # shellcheck source=devstack/lib.sh
 . "$HERE/lib.sh"
 usage() { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
-need_root; exec </dev/null
+need_root
 [ -e "$STATE/.novalet-cloud" ] || die "no cloud in $STATE: run $HERE/up.sh"
 action=${1-} kind=${2-} host=${3-}
 
 # mapped HOST NAME: Nova schedules to a host once it is mapped to its cell; the scheduler looks every 10 s.
 mapped() {
     have() { [ "$(sql nova_api -e "SELECT COUNT(*) FROM host_mappings WHERE host = '$1'")" = 1 ]; }
-    wait_for "$2" 90 have "$1"
+    wait_for "$2" 300 have "$1"
     say "   $2 serves as $1"
 }
 
@@ -53,6 +53,8 @@ stock) [[ $host =~ ^[A-Za-z0-9][A-Za-z0-9.-]*$ ]] || usage; name=nova-compute-$h
 esac
 case $action-$kind in
     start-novalet)   start_novalet ;;
+    wait-novalet)    mapped "$COMPUTE_HOST" novalet ;;
+    wait-stock)      mapped "$host" "$name" ;;
     stop-novalet)    stop_novalet ;;
     restart-novalet) stop_novalet; start_novalet ;;
     kill9-novalet)   p=$(pid_of novalet) || die "novalet does not run"; kill -KILL "$p"; rm -f "$RUN/novalet.pid"; say "   killed novalet ($p)" ;;

@@ -8,7 +8,7 @@ set -u
 # shellcheck source=devstack/lib.sh
 . "$HERE/lib.sh"
 case ${1-} in ''|--wipe) ;; *) echo "usage: down.sh [--wipe]" >&2; exit 2 ;; esac
-need_root; exec </dev/null; lock
+need_root; lock
 if [ ! -e "$STATE/.novalet-cloud" ]; then
     say "no cloud in $STATE"; exit 0
 fi

@@ -1,5 +1,5 @@
 #!/bin/bash
-# horizon.sh start | stop: the dashboard on http://127.0.0.1:8080/
+# horizon.sh start | wait | stop: the dashboard on http://127.0.0.1:8080/
 set -u
 # shellcheck source=devstack/vars.sh
 . "$(dirname "$0")/vars.sh"
@@ -15,7 +15,8 @@ start)
     # shellcheck disable=SC2016
     start horizon unshare --mount --propagation private sh -c 'mount --bind "$0" "$1" && shift && exec "$@"' \
         "$STATE/horizon/settings.d" $D uwsgi --ini "$ETC/horizon-uwsgi.ini"
-    wait_tcp horizon 8080 ;;
+    [ -n "${NOWAIT-}" ] || exec "$0" wait ;;
+wait) wait_for horizon 300 curl -sf -m 60 -o /dev/null http://127.0.0.1:8080/auth/login/ ;;
 stop) stop horizon ;;
-*) echo "usage: horizon.sh start | stop" >&2; exit 2 ;;
+*) echo "usage: horizon.sh start | wait | stop" >&2; exit 2 ;;
 esac

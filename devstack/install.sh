@@ -33,7 +33,7 @@ fi
 if [ "${1-}" = --check ]; then
     say "missing: ${need[*]}"; exit 1
 fi
-need_root; exec </dev/null
+need_root
 . /etc/os-release
 [ "${VERSION_CODENAME-}" = bookworm ] || die "these are packages of Debian 12 (bookworm); this is ${PRETTY_NAME-unknown}"
 

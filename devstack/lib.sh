@@ -26,7 +26,7 @@ starttime() { awk '{sub(/.*\) /, ""); print $20}' "/proc/$1/stat" 2>/dev/null; }
 pid_of() {
     local p t
     read -r p t 2>/dev/null <"$RUN/$1.pid" || return 1
-    [ -n "$t" ] && [ "$(starttime "$p")" = "$t" ] && [ "$(awk '{sub(/.*\) /, ""); print $1}' "/proc/$p/stat")" != Z ] && echo "$p"
+    [ -n "$t" ] && [ "$(starttime "$p")" = "$t" ] && [ "$(awk '{sub(/.*\) /, ""); print $1}' "/proc/$p/stat" 2>/dev/null)" != Z ] && echo "$p"
 }
 running() { pid_of "$1" >/dev/null; }
 
@@ -61,7 +61,7 @@ wait_for() {
     done
 }
 tcp() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-wait_tcp() { local p; for p in "${@:2}"; do wait_for "$1" 120 tcp "$p"; done; }
+wait_tcp() { local p; for p in "${@:2}"; do wait_for "$1" 300 tcp "$p"; done; }
 
 # stop NAME [SECONDS]: TERM to the process, KILL to its group if it stays.
 stop() {

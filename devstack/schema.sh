@@ -11,14 +11,15 @@ set -u
 . "$HERE/lib.sh"
 
 key() {
-    { cat "$HERE/schema.sh" "$HERE/etc/my.cnf"
+    # The number changes with what create does.
+    { echo 1; cat "$HERE/etc/my.cnf"
       dpkg-query -W -f '${Package} ${Version}\n' mariadb-server 'keystone' glance-common nova-common placement-common neutron-common heat-common python3-oslo.db; } |
         sha256sum | cut -c1-16
 }
 KEPT=$CACHE/schemas-$RELEASE-$(key).tar.gz
 
 new_data_dir() {
-    mariadb-install-db --no-defaults --user=mysql --datadir="$STATE/mysql" --auth-root-authentication-method=socket --skip-test-db
+    mariadb-install-db --no-defaults --user=mysql --datadir="$1" --auth-root-authentication-method=socket --skip-test-db
 }
 
 nova_db() {
@@ -38,17 +39,19 @@ keep() {
 
 case ${1-} in
 restore)
-    if [ ! -d "$STATE/mysql/mysql" ]; then
+    if [ ! -d "$STATE/mysql" ]; then
+        # Under another name until it is whole.
+        new=$STATE/mysql.new
+        rm -rf "$new"; mkdir "$new"; chown mysql: "$new"
         if [ -r "$KEPT" ]; then
             say "   schemas from $KEPT"
-            tar -C "$STATE/mysql" -xzf "$KEPT" || die "$KEPT is damaged: delete it and start again"
+            tar -C "$new" -xzf "$KEPT" || die "$KEPT is damaged: delete it and start again"
             touch "$STATE/done/schemas"
         else
-            chown mysql: "$STATE/mysql"
-            new_data_dir >"$LOG/mysql-install.log" 2>&1 || { tail "$LOG/mysql-install.log" >&2; die "create the data folder of MariaDB"; }
+            new_data_dir "$new" >"$LOG/mysql-install.log" 2>&1 || { tail "$LOG/mysql-install.log" >&2; die "create the data folder of MariaDB"; }
         fi
-    fi
-    chown mysql: "$STATE/mysql"; chmod 755 "$STATE/mysql" ;;
+        chmod 755 "$new"; mv "$new" "$STATE/mysql"
+    fi ;;
 create)
     once keystone-db keystone-manage --config-file "$ETC/keystone.conf" db_sync & p=($!)
     once nova-db nova_db & p+=($!)
@@ -62,11 +65,11 @@ create)
         [ "$d" = "$NEUTRON" ] || mariadb-dump -S "$MYSQL_SOCK" -u root "$NEUTRON" | sql "$d" || exit 1
     done
     # A clean stop, so that the files alone are the whole truth.
+    rm -f "$STATE/done/databases"
     echo "DROP USER 'openstack'@'127.0.0.1';" | sql || exit 1
     stop mariadb 60
     keep || say "   not kept: $CACHE cannot be written"
     start mariadb /usr/sbin/mariadbd --defaults-file="$ETC/my.cnf"
-    wait_tcp mariadb 3306
-    rm -f "$STATE/done/databases" ;;
+    wait_tcp mariadb 3306 ;;
 *) echo "usage: schema.sh restore | create" >&2; exit 2 ;;
 esac

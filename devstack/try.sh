@@ -5,7 +5,6 @@ set -u
 . "$(dirname "$0")/vars.sh"
 # shellcheck source=devstack/lib.sh
 . "$HERE/lib.sh"
-exec </dev/null
 [ -r "$STATE/openrc-demo" ] || die "no cloud in $STATE: run $HERE/up.sh"
 running novalet || die "the compute service does not run: $HERE/compute.sh start novalet"
 # shellcheck source=/dev/null
@@ -16,7 +15,7 @@ step() { say "\$ $*"; "$@"; }
 phase "first instance"
 case $(openstack server show hello -f value -c status 2>/dev/null) in
     ACTIVE) ;;
-    '') step openstack server create --image busybox --flavor m1.tiny --network private --wait hello -f value -c id >/dev/null ||
+    '') step openstack server create --image busybox --flavor m1.tiny --network private --wait hello -f value -c id ||
             { openstack server show hello -f value -c fault; die "no instance; see $LOG/novalet.log"; } ;;
     *) step openstack server delete --wait hello; exec "$0" ;;
 esac

@@ -6,7 +6,7 @@ set -u
 . "$(dirname "$0")/vars.sh"
 # shellcheck source=devstack/lib.sh
 . "$HERE/lib.sh"
-need_root; exec </dev/null; lock
+need_root; lock
 BEGAN=$SECONDS
 
 phase "configuration in $STATE"
@@ -18,7 +18,7 @@ if running neutron-server && [ "${SAVED_NET-$NET} ${SAVED_COMPUTE_HOST-$COMPUTE_
     die "the cloud runs with NET=$SAVED_NET COMPUTE_HOST=$SAVED_COMPUTE_HOST: run $HERE/down.sh first"
 fi
 mkdir -p "$STATE" && touch "$STATE/.novalet-cloud" || exit 1
-mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,mysql,horizon,keystone,nova/{instances,lock}} \
+mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,horizon,keystone,nova/{instances,lock}} \
     "$STATE"/glance/{images,staging,tasks,cache,lock} "$STATE/$NEUTRON/lock" || exit 1
 # Services that give up root (dnsmasq, the databases) must pass through $STATE; the rest is root's.
 chmod 755 "$STATE"; chmod 700 "$ETC" "$LOG" "$RUN" "$STATE"/{keystone,glance,nova,horizon}
@@ -46,9 +46,7 @@ chown -R rabbitmq: "$STATE/rabbitmq"; chmod 700 "$STATE/rabbitmq"
 start epmd setpriv --reuid rabbitmq --regid rabbitmq --init-groups epmd -address 127.0.0.1 -port $EPMD_PORT
 start rabbitmq "$HERE/rabbit.sh" server
 start memcached /usr/bin/memcached -u memcache -l 127.0.0.1 -p 11211 -m 128
-K=(keystone-manage --config-file "$ETC/keystone.conf")
-keys() { "${K[@]}" fernet_setup --keystone-user root --keystone-group root && "${K[@]}" credential_setup --keystone-user root --keystone-group root; }
-once keystone-keys keys & keys_pid=$!
+once keystone-keys /usr/bin/python3 "$HERE/bootstrap.py" keys "$PASSWORD_FILE" "$STATE/keystone/fernet-keys" "$STATE/keystone/credential-keys" || exit 1
 "$HERE/schema.sh" restore || exit 1
 start mariadb /usr/sbin/mariadbd --defaults-file="$ETC/my.cnf"
 wait_tcp mariadb 3306
@@ -71,8 +69,7 @@ phase "host network, NET=$NET"
 "$HERE/host.sh" up || exit 1
 
 phase "services"
-join $keys_pid
-OS_BOOTSTRAP_PASSWORD=$PASSWORD once keystone-bootstrap "${K[@]}" bootstrap --bootstrap-username admin --bootstrap-project-name admin \
+OS_BOOTSTRAP_PASSWORD=$PASSWORD once keystone-bootstrap keystone-manage --config-file "$ETC/keystone.conf" bootstrap --bootstrap-username admin --bootstrap-project-name admin \
     --bootstrap-role-name admin --bootstrap-service-name keystone --bootstrap-region-id RegionOne \
     --bootstrap-admin-url http://127.0.0.1:5000/v3 --bootstrap-public-url http://127.0.0.1:5000/v3 \
     --bootstrap-internal-url http://127.0.0.1:5000/v3 || exit 1
@@ -105,26 +102,28 @@ if [ "${WITH_HEAT:-1}" = 1 ]; then
     for n in heat-engine heat-api; do start $n $n --config-file "$ETC/heat.conf"; done
 fi
 wait_tcp placement 8778; wait_tcp glance-api 9292; wait_tcp nova-api 8774 8775; wait_tcp nova-serialproxy 6083
-[ "${WITH_HEAT:-1}" != 1 ] || wait_tcp heat-api 8004
 all=(epmd rabbitmq memcached mariadb keystone placement glance-api nova-conductor nova-scheduler nova-api nova-serialproxy neutron-server "${agents[@]}")
-alive "${all[@]}"
-
-phase "agents alive; flavors, images, networks"
-/usr/bin/python3 "$HERE/bootstrap.py" ready "$PASSWORD_FILE" "${agents[@]}" || { alive "${all[@]}"; exit 1; }
-once "resources-$MECHANISM" /usr/bin/python3 "$HERE/bootstrap.py" resources "$PASSWORD_FILE" || exit 1
-if [ "${WITH_HORIZON:-1}" = 1 ]; then
-    phase "Horizon"
-    "$HERE/horizon.sh" start || exit 1
+if [ "${WITH_HEAT:-1}" = 1 ]; then
+    wait_tcp heat-api 8004
+    all+=(heat-engine heat-api)
 fi
-
-phase "compute service"
+alive "${all[@]}"
+compute=
 if [ -n "${NO_COMPUTE-}" ]; then
     say "   NO_COMPUTE is set: no compute service"
 elif [ ! -x "$NOVALET_BIN" ]; then
     say "   no $NOVALET_BIN: no compute service (build it, then: $HERE/compute.sh start novalet)"
 else
-    "$HERE/compute.sh" start novalet || exit 1
+    compute=1; NOWAIT=1 "$HERE/compute.sh" start novalet || exit 1
 fi
+[ "${WITH_HORIZON:-1}" != 1 ] || NOWAIT=1 "$HERE/horizon.sh" start || exit 1
+
+phase "agents alive; flavors, images, networks"
+/usr/bin/python3 "$HERE/bootstrap.py" ready "$PASSWORD_FILE" "${agents[@]}" || { alive "${all[@]}"; exit 1; }
+once "resources-$MECHANISM" /usr/bin/python3 "$HERE/bootstrap.py" resources "$PASSWORD_FILE" || exit 1
+phase "compute service, dashboard"
+[ -z "$compute" ] || "$HERE/compute.sh" wait novalet || exit 1
+[ "${WITH_HORIZON:-1}" != 1 ] || "$HERE/horizon.sh" wait || exit 1
 alive "${all[@]}"
 phase ''
 cat <<S

@@ -1,10 +1,11 @@
 # shellcheck shell=bash disable=SC2034
 # Options and paths, sourced by every script here. What is given in the environment wins over what
 # the running cloud was brought up with ($STATE/settings), which wins over the defaults below.
+exec </dev/null         # nothing here asks, and CI may hand over a closed descriptor
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# A known environment: CI hands over closed descriptors, a foreign PATH (pyenv's python has none of
-# Debian's modules) and the caller's own cloud in OS_* variables.
+# A known environment: not a foreign PATH (pyenv's python has none of Debian's modules), not the caller's
+# own cloud in OS_* variables.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LANG=C.UTF-8 LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 OS_CLIENT_CONFIG_FILE=/nonexistent
 for v in "${!OS_@}" "${!PYENV_@}" PYTHONPATH PYTHONHOME http_proxy https_proxy HTTP_PROXY HTTPS_PROXY; do
@@ -23,6 +24,8 @@ COMPUTE_HOST=${COMPUTE_HOST:-${SAVED_COMPUTE_HOST:-novalet1}}
 CTL_HOST=${CTL_HOST:-controller}
 NOVALET_BIN=${NOVALET_BIN:-$HERE/../bin/novalet}
 CACHE=${CACHE:-/var/cache/novalet/devstack}
+# Python's programs look through every installed package for their plug-ins, or here: half a second of each start.
+export XDG_CACHE_HOME=$CACHE
 
 RUN=$STATE/run LOG=$STATE/log ETC=$STATE/etc
 PASSWORD_FILE=$ETC/password
