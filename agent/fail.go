@@ -90,8 +90,8 @@ func (b *boot) fail(ctx context.Context, f *failure, cause error) error {
 	return cause
 }
 
-// afterBuild are the task_states a build of ours may have left in the row.
-var afterBuild = []novalet.TaskState{novalet.TaskSpawning, novalet.TaskScheduling, novalet.TaskNone}
+// afterBuild are the task_states a build of ours, or of a stock agent before us, may have left in the row.
+var afterBuild = []novalet.TaskState{novalet.TaskSpawning, novalet.TaskScheduling, novalet.TaskNone, novalet.TaskNetworking, novalet.TaskBlockDeviceMapping}
 
 // noHost are the columns of a row that no host has.
 func noHost(fields map[string]any) map[string]any {

@@ -71,10 +71,10 @@ func (f *Faults) Block(name string) (release func()) {
 		once.Do(func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			if f.block[name] == ch {
+			if f.block[name] == ch { // else Kill has let them go
 				delete(f.block, name)
+				close(ch)
 			}
-			close(ch)
 		})
 	}
 }
