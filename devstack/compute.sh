@@ -57,7 +57,7 @@ case $action-$kind in
     wait-stock)      mapped "$host" "$name" ;;
     stop-novalet)    stop_novalet ;;
     restart-novalet) stop_novalet; start_novalet ;;
-    kill9-novalet)   p=$(pid_of novalet) || die "novalet does not run"; kill -KILL "$p"; rm -f "$RUN/novalet.pid"; say "   killed novalet ($p)" ;;
+    kill9-novalet)   p=$(pid_of novalet) || die "novalet does not run"; kill -KILL "$p"; rm -f "$RUN"/novalet.{pid,start}; say "   killed novalet ($p)" ;;
     start-stock)     start_stock "${4-fake.FakeDriver}" ;;
     stop-stock)      stop "$name" 40; stop "fake-l2-$host" 5
                      /usr/bin/python3 "$HERE/bootstrap.py" forget "$PASSWORD_FILE" "$host" || say "   Nova keeps the records of $host" ;;

@@ -21,11 +21,12 @@ lock() {
     flock -n 9 || { say "   another devstack script is at work; waiting for it"; flock -w 900 9 || die "still locked after 900 s"; }
 }
 
-# A pid file holds "PID STARTTIME": after a reboot or a wrap the same pid is another process.
+# NAME.pid holds the pid, NAME.start when it began (clock ticks since boot): after a reboot or a wrap the same
+# pid is another process.
 starttime() { awk '{sub(/.*\) /, ""); print $20}' "/proc/$1/stat" 2>/dev/null; }
 pid_of() {
     local p t
-    read -r p t 2>/dev/null <"$RUN/$1.pid" || return 1
+    read -r p 2>/dev/null <"$RUN/$1.pid" && read -r t 2>/dev/null <"$RUN/$1.start" || return 1
     [ -n "$t" ] && [ "$(starttime "$p")" = "$t" ] && [ "$(awk '{sub(/.*\) /, ""); print $1}' "/proc/$p/stat" 2>/dev/null)" != Z ] && echo "$p"
 }
 running() { pid_of "$1" >/dev/null; }
@@ -40,7 +41,8 @@ start() {
         start "$@" >>"$LOG/$n.log" 2>&1 </dev/null &
     p=$!
     # setsid forks when it is a group leader; in a script it never is, so $! is the service.
-    printf '%s %s\n' "$p" "$(starttime $p)" >"$RUN/$n.pid"
+    starttime $p >"$RUN/$n.start"
+    echo $p >"$RUN/$n.pid"
 }
 
 # dead NAME: the last words of a service that should run, then the end.
@@ -72,7 +74,7 @@ stop() {
         running "$n" && kill -KILL -- "-$p" 2>/dev/null
         say "   stopped $n"
     fi
-    rm -f "$RUN/$n.pid"
+    rm -f "$RUN/$n.pid" "$RUN/$n.start"
 }
 # stop_all SECONDS NAME...: side by side.
 stop_all() { local n t=$1; shift; for n; do stop "$n" "$t" & done; wait; }
