@@ -224,7 +224,11 @@ func (p *Plugger) Unplug(ctx context.Context, instanceUUID string, vif *novalet.
 		return fmt.Errorf("unplug vif %.40q: no uuid", vif.ID)
 	}
 	defer p.locks.lock(vif.ID)()
-	if err := p.unplug(ctx, instanceUUID, vif.ID, vif.Type == "ovs"); err != nil {
+	err := p.unplug(ctx, instanceUUID, vif.ID, vif.Type == "ovs")
+	if err == nil && trunkBridge(vif) {
+		err = p.ovs.DelBridge(ctx, vif.Network.Bridge, owned(instanceUUID, vif.ID))
+	}
+	if err != nil {
 		return fmt.Errorf("unplug vif %s: %w", vif.ID, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -54,8 +55,28 @@ func owned(instanceUUID, portID string) func(map[string]string) bool {
 	return func(ids map[string]string) bool { return mine(ids[markKey], instanceUUID, portID) }
 }
 
+// trunkPrefix begins the name of the bridge that Neutron's Open vSwitch agent wants for the parent port of a trunk
+// (TRUNK_BR_PREFIX). It alone is made here: the agent waits for it to appear, and wires the trunk then.
+const trunkPrefix = "tbr-"
+
+func trunkBridge(v *novalet.VIF) bool {
+	return v.Type == "ovs" && strings.HasPrefix(v.Network.Bridge, trunkPrefix)
+}
+
+func (p *Plugger) ensureTrunk(ctx context.Context, r *novalet.PlugRequest) error {
+	var datapath string
+	_ = json.Unmarshal(r.VIF.Details["datapath_type"], &datapath)
+	return p.ovs.AddBridge(ctx, ovsdb.Bridge{Name: r.VIF.Network.Bridge, Datapath: datapath},
+		map[string]string{markKey: alias(r.InstanceUUID, r.VIF.ID)})
+}
+
 // plugOVS puts the host's end into the switch.
 func (p *Plugger) plugOVS(ctx context.Context, r *novalet.PlugRequest, ns *os.File) error {
+	if trunkBridge(r.VIF) {
+		if err := p.ensureTrunk(ctx, r); err != nil {
+			return err
+		}
+	}
 	netdev, err := p.userspace(ctx, r.VIF)
 	if err != nil {
 		return err

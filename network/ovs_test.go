@@ -268,3 +268,41 @@ func TestOVSWithoutItsBridge(t *testing.T) {
 		t.Errorf("sweep on a host without Open vSwitch: %v", err)
 	}
 }
+
+// TestTrunkParent: the bridge of a trunk is the one that the compute side makes.
+func TestTrunkParent(t *testing.T) {
+	hostNS(t)
+	o := startOVS(t)
+	p := newPlugger(t, Options{OVSDB: o.remote})
+	ns := newNS(t)
+	r := &novalet.PlugRequest{InstanceUUID: instA, VIF: ovsVIF(portA, "fa:16:3e:00:00:0a", "10.78.0.10", false), NetNS: nsPath(ns), Static: true}
+	r.VIF.Network.Bridge = "tbr-0123456789"
+	r.VIF.Details = map[string]json.RawMessage{"datapath_type": json.RawMessage(`"netdev"`)}
+	for range 2 {
+		if err := p.Plug(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := o.vsctl("list-ports", "tbr-0123456789"); got != "tapaaaaaaaa-69" {
+		t.Errorf("ports %q", got)
+	}
+	if got := o.vsctl("get", "Bridge", "tbr-0123456789", "datapath_type"); got != "netdev" {
+		t.Errorf("datapath %s", got)
+	}
+	if err := p.Unplug(t.Context(), instA, r.VIF); err != nil {
+		t.Fatal(err)
+	}
+	if got := o.vsctl("list-br"); got != "br-int" {
+		t.Errorf("bridges after the unplug: %q", got)
+	}
+	if err := p.Plug(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	o.vsctl("add-br", "tbr-foreign", "--", "set", "Bridge", "tbr-foreign", "datapath_type=netdev")
+	if _, err := p.Sweep(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := o.vsctl("list-br"); got != "br-int\ntbr-foreign" {
+		t.Errorf("bridges after the sweep: %q", got)
+	}
+}

@@ -42,7 +42,7 @@ func (p *Plugger) sweep(ctx context.Context, keep map[string]bool, remove bool) 
 		}
 		if remove {
 			unlock := p.locks.lock(port)
-			err := p.ovs.DelPort(ctx, name, owned(inst, port))
+			err := errors.Join(p.ovs.DelPort(ctx, name, owned(inst, port)), p.ovs.DelBridge(ctx, name, owned(inst, port)))
 			unlock()
 			if err != nil {
 				errs = append(errs, err)
@@ -80,7 +80,7 @@ func (p *Plugger) sweep(ctx context.Context, keep map[string]bool, remove bool) 
 	return removed, errors.Join(errs...)
 }
 
-// switchPorts lists our ports of the switch, by name. A host without Open vSwitch has none.
+// switchPorts lists our ports and trunk bridges of the switch, by name. A host without Open vSwitch has none.
 func (p *Plugger) switchPorts(ctx context.Context) (map[string]string, error) {
 	if path, ok := strings.CutPrefix(p.o.OVSDB, "unix:"); ok {
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
@@ -91,9 +91,15 @@ func (p *Plugger) switchPorts(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	bridges, err := p.ovs.Bridges(ctx, markKey)
+	if err != nil {
+		return nil, err
+	}
 	out := map[string]string{}
-	for name, ids := range ifaces {
-		out[name] = ids[markKey]
+	for _, rows := range []map[string]map[string]string{ifaces, bridges} {
+		for name, ids := range rows {
+			out[name] = ids[markKey]
+		}
 	}
 	return out, nil
 }

@@ -115,6 +115,48 @@ func (c *Client) addPort(ctx context.Context, p Port) error {
 	return err
 }
 
+// AddBridge makes a bridge of that datapath with the ids, unless there is one of that name, which is left as it is.
+func (c *Client) AddBridge(ctx context.Context, b Bridge, externalIDs map[string]string) error {
+	_, err := c.Bridge(ctx, b.Name)
+	if !errors.Is(err, ErrNoBridge) {
+		return err
+	}
+	// A bridge has a port of its own name, through which the host would reach it.
+	_, err = c.transact(ctx,
+		op{"op": "insert", "table": "Interface", "uuid-name": "new_iface", "row": op{"name": b.Name, "type": "internal"}},
+		op{"op": "insert", "table": "Port", "uuid-name": "new_port", "row": op{"name": b.Name, "interfaces": []string{"named-uuid", "new_iface"}}},
+		op{"op": "insert", "table": "Bridge", "uuid-name": "new_bridge", "row": op{"name": b.Name, "datapath_type": b.Datapath,
+			"ports": []string{"named-uuid", "new_port"}, "external_ids": ovsMap(externalIDs)}},
+		op{"op": "mutate", "table": "Open_vSwitch", "where": []any{}, "mutations": []any{
+			[]any{"bridges", "insert", []any{"set", []any{[]string{"named-uuid", "new_bridge"}}}}}},
+		op{"op": "comment", "comment": "novalet: add bridge " + b.Name})
+	if err != nil && strings.Contains(err.Error(), "constraint violation") {
+		_, err = c.Bridge(ctx, b.Name) // somebody else was quicker
+	}
+	if err != nil {
+		return fmt.Errorf("add bridge %s: %w", b.Name, err)
+	}
+	return nil
+}
+
+// DelBridge removes a bridge with its ports if its ids satisfy may. Nil when there is none.
+func (c *Client) DelBridge(ctx context.Context, name string, may func(externalIDs map[string]string) bool) error {
+	res, err := c.transact(ctx, op{"op": "select", "table": "Bridge", "where": where("name", name), "columns": []string{"_uuid", "external_ids"}})
+	if err != nil {
+		return fmt.Errorf("delete bridge %s: %w", name, err)
+	}
+	if len(res[0].Rows) == 0 || !may(readMap(res[0].Rows[0]["external_ids"])) {
+		return nil
+	}
+	_, err = c.transact(ctx,
+		op{"op": "mutate", "table": "Open_vSwitch", "where": []any{}, "mutations": []any{[]any{"bridges", "delete", res[0].Rows[0]["_uuid"]}}},
+		op{"op": "comment", "comment": "novalet: delete bridge " + name})
+	if err != nil {
+		return fmt.Errorf("delete bridge %s: %w", name, err)
+	}
+	return nil
+}
+
 // DelPort takes a port out of its bridge if the ids of its interface satisfy may. Nil when there is none.
 func (c *Client) DelPort(ctx context.Context, name string, may func(externalIDs map[string]string) bool) error {
 	res, err := c.transact(ctx,
@@ -138,9 +180,18 @@ func (c *Client) DelPort(ctx context.Context, name string, may func(externalIDs 
 
 // Interfaces lists name and ids of the interfaces that have the key among their external_ids.
 func (c *Client) Interfaces(ctx context.Context, key string) (map[string]map[string]string, error) {
-	res, err := c.transact(ctx, op{"op": "select", "table": "Interface", "where": []any{}, "columns": []string{"name", "external_ids"}})
+	return c.marked(ctx, "Interface", key)
+}
+
+// Bridges lists name and ids of the bridges that have the key among their external_ids.
+func (c *Client) Bridges(ctx context.Context, key string) (map[string]map[string]string, error) {
+	return c.marked(ctx, "Bridge", key)
+}
+
+func (c *Client) marked(ctx context.Context, table, key string) (map[string]map[string]string, error) {
+	res, err := c.transact(ctx, op{"op": "select", "table": table, "where": []any{}, "columns": []string{"name", "external_ids"}})
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+		return nil, fmt.Errorf("list rows of %s: %w", table, err)
 	}
 	out := map[string]map[string]string{}
 	for _, row := range res[0].Rows {
