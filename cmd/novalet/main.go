@@ -55,7 +55,7 @@ type command struct {
 }
 
 func commands() []*command {
-	return []*command{agentCommand(), psCommand(), logsCommand(), consoleCommand(), execCommand(), imagesCommand(),
+	return []*command{agentCommand(), demoCommand(), psCommand(), logsCommand(), consoleCommand(), execCommand(), imagesCommand(),
 		healthCommand(), doctorCommand(), completionCommand(), versionCommand()}
 }
 

@@ -5,7 +5,7 @@ set -eu
 out=${1:?usage: debian.sh OUT.tar.gz}
 mkdir -p "$(dirname "$out")"
 tmp=$(mktemp "$out.XXXXXX"); trap 'rm -f "$tmp"' EXIT
-include=systemd,systemd-sysv,dbus,cloud-init,openssh-server,sudo,ifupdown,isc-dhcp-client,netbase,iproute2,iputils-ping,procps,curl,ca-certificates
+include=systemd,systemd-sysv,dbus,cloud-init,openssh-server,sudo,ifupdown,isc-dhcp-client,netbase,iproute2,iputils-ping,procps,curl,ca-certificates,libnss-myhostname
 # No documents, manuals and translations: half of the size, and what cloud images for containers leave out too.
 mmdebstrap --quiet --variant=minbase --include="$include" \
     --aptopt='APT::Install-Recommends "false"' \
