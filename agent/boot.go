@@ -27,7 +27,7 @@ type boot struct {
 	in   *instance
 	op   *novalet.Operation
 	args *novalet.BuildArgs
-	inst *novalet.Instance
+	inst *novalet.Instance // as the build found it; never changed
 	undo cleanup.Stack
 	time *timing
 
@@ -232,7 +232,6 @@ func (b *boot) saveBuilding(ctx context.Context) error {
 		i := &r.Instance
 		i.VMState, i.TaskState, i.Host, i.Node = novalet.VMBuilding, novalet.TaskSpawning, b.a.host, b.args.Node
 	})
-	b.inst = b.in.view()
 	b.a.announce(b.in)
 	return nil
 }
@@ -251,7 +250,7 @@ func (b *boot) allocate(ctx context.Context) error {
 			return fmt.Errorf("free ports of an interrupted boot: %w", err)
 		}
 	}
-	info, err := b.a.network.Allocate(ctx, &novalet.AllocateRequest{Context: b.op.Context, Instance: b.inst,
+	info, err := b.a.network.Allocate(ctx, &novalet.AllocateRequest{Context: b.op.Context, Instance: b.in.view(),
 		Networks: b.args.RequestedNetworks, SecurityGroups: b.args.SecurityGroups})
 	if err != nil {
 		return fmt.Errorf("allocate ports: %w", err)
@@ -260,7 +259,6 @@ func (b *boot) allocate(ctx context.Context) error {
 	if err := b.in.update(func(r *record) { r.Instance.NetworkInfo, r.Allocated = info, true }); err != nil {
 		return err
 	}
-	b.inst = b.in.view()
 	return nil
 }
 
