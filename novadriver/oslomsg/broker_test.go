@@ -16,6 +16,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/goleak"
 
 	"github.com/novalet/novalet/novadriver/oslomsg"
 )
@@ -303,22 +304,105 @@ func TestBrokerConnectionsBreak(t *testing.T) {
 	}
 }
 
-func TestBrokerClosesConnections(t *testing.T) {
-	ctl := strings.Fields(os.Getenv("NOVALET_RABBITMQCTL"))
-	b := newBroker(t)
-	if len(ctl) == 0 {
-		t.Skip("NOVALET_RABBITMQCTL names no command that runs rabbitmqctl")
+// ctl runs rabbitmqctl. Tests that would disturb other users of the broker ask
+// for one of their own.
+func (b *broker) ctl(own bool, args ...string) {
+	b.t.Helper()
+	words := strings.Fields(os.Getenv("NOVALET_RABBITMQCTL"))
+	if len(words) == 0 {
+		b.t.Skip("NOVALET_RABBITMQCTL names no command that runs rabbitmqctl")
 	}
+	if own && os.Getenv("NOVALET_RABBITMQ_OWN") != "1" {
+		b.t.Skip("NOVALET_RABBITMQ_OWN=1 does not say that the broker serves these tests alone")
+	}
+	if out, err := exec.Command(words[0], append(words[1:], args...)...).CombinedOutput(); err != nil {
+		b.t.Fatalf("rabbitmqctl %v: %v: %s", args, err, out)
+	}
+}
+
+// The broker runs out of memory: nothing is published until it has some again,
+// what is consumed still comes, and Health tells.
+func TestBrokerBlocks(t *testing.T) {
+	b := newBroker(t)
+	b.ctl(true, "set_vm_memory_high_watermark", "0.4")
+	tr := b.dial()
+	b.serve(tr, map[string]oslomsg.Handler{"echo": func(_ context.Context, d *oslomsg.Delivery) { d.Reply(1) }})
+	c := b.client(tr)
+	t.Cleanup(func() { b.ctl(true, "set_vm_memory_high_watermark", "0.4") })
+	b.ctl(true, "set_vm_memory_high_watermark", "0.00000001")
+	// The broker tells a connection when it publishes.
+	result := make(chan error, 1)
+	go func() {
+		_, err := c.Call(t.Context(), b.target(), "echo", nil, nil)
+		result <- err
+	}()
+	waitFor(t, "the broker to block", func() bool {
+		err := tr.Health().Err()
+		return err != nil && strings.Contains(err.Error(), "takes no messages: low on memory")
+	})
+	select {
+	case err := <-result:
+		t.Errorf("the call came through: %v", err)
+	default:
+	}
+	b.ctl(true, "set_vm_memory_high_watermark", "0.4")
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "the end of the block", func() bool { return tr.Health().Err() == nil })
+	if b.log.count("broker takes no messages") != 1 || b.log.count("broker takes messages again") != 1 {
+		t.Error("the log does not tell once each")
+	}
+}
+
+// The broker restarts and has forgotten every queue: all are made anew, calls
+// made meanwhile go through, and those in flight end in time.
+func TestBrokerRestarts(t *testing.T) {
+	b := newBroker(t)
+	tr := b.dial()
+	hold := make(chan struct{})
+	b.serve(tr, map[string]oslomsg.Handler{
+		"echo": func(_ context.Context, d *oslomsg.Delivery) { d.Reply(1) },
+		"hold": func(_ context.Context, d *oslomsg.Delivery) { <-hold; d.Reply(1) },
+	})
+	c := b.client(tr)
+	held := make(chan error, 1)
+	go func() {
+		_, err := c.Call(t.Context(), b.target(), "hold", nil, nil)
+		held <- err
+	}()
+	if _, err := c.Call(t.Context(), b.target(), "echo", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.ctl(true, "stop_app")
+	waitFor(t, "the loss", func() bool { return tr.Health().Err() != nil })
+	meanwhile := make(chan error, 1)
+	go func() {
+		_, err := c.Call(t.Context(), b.target(), "echo", nil, nil)
+		meanwhile <- err
+	}()
+	b.ctl(true, "start_app")
+	if err := <-meanwhile; err != nil {
+		t.Errorf("a call made while the broker was away: %v", err)
+	}
+	close(hold)
+	if err := <-held; err != nil {
+		t.Errorf("a call carried out meanwhile: %v", err) // its reply queue is there again
+	}
+	if b.log.count("lost the broker") != 1 || b.log.count("connected to the broker again") != 1 {
+		t.Error("the log does not tell once each")
+	}
+}
+
+func TestBrokerClosesConnections(t *testing.T) {
+	b := newBroker(t)
 	tr := b.dial()
 	b.serve(tr, map[string]oslomsg.Handler{
 		"echo": func(_ context.Context, d *oslomsg.Delivery) { d.Reply(1) },
 	})
 	c := b.client(tr)
 	for i := range 2 {
-		args := append(ctl[1:len(ctl):len(ctl)], "close_all_connections", "--vhost", b.opt.URL.Vhost, "a test")
-		if out, err := exec.Command(ctl[0], args...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		b.ctl(false, "close_all_connections", "--vhost", b.opt.URL.Vhost, "a test")
 		if _, err := c.Call(t.Context(), b.target(), "echo", nil, nil); err != nil {
 			t.Fatalf("call after loss %d: %v", i+1, err)
 		}
@@ -459,6 +543,40 @@ func TestBrokerQuorumQueues(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// Close leaves no goroutine behind.
+func TestBrokerCloseIsTidy(t *testing.T) {
+	b := newBroker(t)
+	b.tidy()
+	before := goleak.IgnoreCurrent()
+	tr, err := oslomsg.Dial(b.opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := oslomsg.Serve(tr, oslomsg.ServerOptions{Exchange: b.exchange(), Queues: []string{b.queue()}, Endpoints: []oslomsg.Endpoint{oslomsg.BaseAPI("compute")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := oslomsg.NewClient(tr, oslomsg.ClientOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := b.target()
+	to.Namespace, to.Version = "baseapi", "1.0"
+	if _, err := c.Call(t.Context(), to, "ping", nil, nil); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := tr.Close(); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "every goroutine to end", func() bool { return goleak.Find(before) == nil })
 }
 
 // What was taken and not acked when the process ends comes again.

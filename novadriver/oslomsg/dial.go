@@ -101,14 +101,17 @@ func (o *Options) sasl(h Host) []amqp.Authentication {
 // explain turns the error of a handshake into an operator's words.
 func (o *Options) explain(err error, h Host) *dialError {
 	var e *amqp.Error
+	if !errors.As(err, &e) {
+		e = &amqp.Error{}
+	}
 	switch {
 	case errors.Is(err, amqp.ErrSASL):
 		return &dialError{kind: "login method", text: fmt.Sprintf("broker %s offers no login method that rabbit_login_method allows", h.Addr()), err: err}
 	case errors.Is(err, amqp.ErrCredentials):
 		return &dialError{kind: "refused", text: fmt.Sprintf("broker refuses user %s at %s (ACCESS_REFUSED)", h.User, h.Addr()), err: err}
-	case errors.As(err, &e) && e.Code == amqp.AccessRefused && !errors.Is(err, amqp.ErrVhost):
+	case e.Server && e.Code == amqp.AccessRefused:
 		return &dialError{kind: "refused", text: fmt.Sprintf("broker refuses user %s at %s (ACCESS_REFUSED): %s", h.User, h.Addr(), clip(e.Reason, 200)), err: err}
-	case errors.As(err, &e):
+	case e.Server, errors.Is(err, amqp.ErrVhost):
 		return &dialError{kind: "vhost", text: fmt.Sprintf("broker %s refuses vhost %q for user %s: %s", h.Addr(), o.URL.Vhost, h.User, clip(e.Reason, 200)), err: err}
 	}
 	return &dialError{kind: "no AMQP", text: fmt.Sprintf("no AMQP with broker %s (is it RabbitMQ, and ssl as configured?): %v", h.Addr(), err), err: err}

@@ -120,7 +120,11 @@ func readSection(cfg *osloconf.Config, o Options) Options {
 	o.RetryMax = cfg.Seconds(s, "rabbit_interval_max", o.RetryMax)
 	o.ReconnectDelay = cfg.Seconds(s, "kombu_reconnect_delay", o.ReconnectDelay)
 	o.ReconnectSplay = cfg.Seconds(s, "kombu_reconnect_splay", o.ReconnectSplay)
-	o.ShuffleHosts = cfg.Choice(s, "kombu_failover_strategy", "round-robin", "round-robin", "shuffle") == "shuffle"
+	strategy := "round-robin"
+	if o.ShuffleHosts {
+		strategy = "shuffle"
+	}
+	o.ShuffleHosts = cfg.Choice(s, "kombu_failover_strategy", strategy, "round-robin", "shuffle") == "shuffle"
 	o.LoginMethod = cfg.Choice(s, "rabbit_login_method", o.LoginMethod, "AMQPLAIN", "PLAIN", "EXTERNAL")
 
 	if o.QuorumQueue && o.HAQueues {

@@ -418,6 +418,55 @@ func TestClientClose(t *testing.T) {
 	})
 }
 
+// Old servers send the payload and the end in two messages; strangers send
+// anything.
+func TestRepliesOfOtherForms(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, oslomsg.ServerOptions{})
+		c, err := p.far.Consume(oslomsg.Queue{Name: "old.host1", Exchange: "nova"}, func(m *oslomsg.Message) {
+			m.Ack()
+			var outer map[string]string
+			var inner struct {
+				ID    string `json:"_msg_id"`
+				Queue string `json:"_reply_q"`
+			}
+			if err := json.Unmarshal(m.Body, &outer); err != nil {
+				t.Error(err)
+			}
+			if err := json.Unmarshal([]byte(outer["oslo.message"]), &inner); err != nil {
+				t.Error(err)
+			}
+			reply := func(more map[string]any) {
+				more["_msg_id"] = inner.ID
+				err := p.far.Publish(context.Background(), oslomsg.Publishing{RoutingKey: inner.Queue, Body: envelope(t, more)})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			for _, junk := range []string{"junk", `{"_msg_id": "somebody else's", "ending": true}`, `{"ending": true}`} {
+				if err := p.far.Publish(context.Background(), oslomsg.Publishing{RoutingKey: inner.Queue, Body: []byte(junk)}); err != nil {
+					t.Error(err)
+				}
+			}
+			for range 100 { // more heartbeats than anybody waits for
+				reply(map[string]any{"result": nil, "ending": false})
+			}
+			reply(map[string]any{"result": "payload", "failure": nil, "ending": false})
+			time.Sleep(time.Second)
+			reply(map[string]any{"result": nil, "failure": nil, "ending": true})
+			reply(map[string]any{"result": "too late", "failure": nil, "ending": true})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := p.client.Call(t.Context(), oslomsg.Target{Topic: "old", Server: "host1"}, "m", nil, nil)
+		if err != nil || string(raw) != `"payload"` {
+			t.Errorf("%s, %v", raw, err)
+		}
+	})
+}
+
 func TestManyCallsSideBySide(t *testing.T) {
 	p := newPair(t, oslomsg.ServerOptions{Endpoints: methods(map[string]oslomsg.Handler{
 		"echo": func(_ context.Context, d *oslomsg.Delivery) { d.Reply(d.Arg("n")) },

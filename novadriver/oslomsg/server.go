@@ -50,8 +50,9 @@ type ServerOptions struct {
 	// Accept, if set, is called for each new delivery to a known method,
 	// before it is acked and handled: record it here. It may be called again
 	// for the same UniqueID when the process ended between Accept and the
-	// ack. After an error the message stays unacked and Accept is tried again
-	// each second, and no further delivery of that queue is taken.
+	// ack, and for different queues side by side. After an error the message
+	// stays unacked and Accept is tried again each second, and no further
+	// delivery of that queue is taken.
 	Accept func(ctx context.Context, d *Delivery) error
 
 	Seen    Seen         // remembers the ids handled; nil: the last 10,000, in memory
@@ -73,7 +74,8 @@ type Server struct {
 	kill     context.CancelCauseFunc
 	handlers sync.WaitGroup
 
-	admitMu sync.Mutex // makes "have we seen it?" and "now we have" one step
+	admitMu   sync.Mutex
+	accepting map[string]bool // ids in Accept at this moment
 
 	mu     sync.Mutex
 	queues map[string]*serverQueue
@@ -115,7 +117,7 @@ func Serve(t Transport, o ServerOptions) (*Server, error) {
 	}
 	s := &Server{
 		transport: t, opt: o, log: logger(o.Logger),
-		slots: make(chan struct{}, o.Workers), queues: map[string]*serverQueue{},
+		slots: make(chan struct{}, o.Workers), queues: map[string]*serverQueue{}, accepting: map[string]bool{},
 	}
 	s.work, s.kill = context.WithCancelCause(context.Background())
 	s.answers = newAnswers(s.work, t, s.log)
@@ -268,32 +270,69 @@ const (
 	admitted
 )
 
-// admit records a delivery that is new.
+// admit records a delivery that is new. What arrives while the same id is being
+// recorded is a duplicate too: should recording fail, the first one goes back
+// to the broker.
 func (s *Server) admit(ctx context.Context, d *Delivery) admission {
-	s.admitMu.Lock()
-	defer s.admitMu.Unlock()
-	if d.UniqueID != "" && s.opt.Seen.Has(d.UniqueID) {
+	if !s.begin(d.UniqueID) {
 		return duplicate
 	}
-	for failed := false; s.opt.Accept != nil; failed = true {
+	ok := s.record(ctx, d)
+	s.end(d.UniqueID, ok)
+	if !ok {
+		return refused
+	}
+	return admitted
+}
+
+// begin reports whether the id is new, and then marks it as being recorded. The
+// empty id is always new.
+func (s *Server) begin(id string) bool {
+	if id == "" {
+		return true
+	}
+	s.admitMu.Lock()
+	defer s.admitMu.Unlock()
+	if s.accepting[id] || s.opt.Seen.Has(id) {
+		return false
+	}
+	s.accepting[id] = true
+	return true
+}
+
+// end says how recording an id went.
+func (s *Server) end(id string, ok bool) {
+	if id == "" {
+		return
+	}
+	s.admitMu.Lock()
+	defer s.admitMu.Unlock()
+	delete(s.accepting, id)
+	if ok {
+		s.opt.Seen.Add(id)
+	}
+}
+
+// record calls Accept until it succeeds, or ctx ends.
+func (s *Server) record(ctx context.Context, d *Delivery) bool {
+	if s.opt.Accept == nil {
+		return true
+	}
+	for failed := false; ; failed = true {
 		err := s.opt.Accept(ctx, d)
 		if err == nil {
 			if failed {
 				s.log.Info("deliveries are recorded again", d.attrs()...)
 			}
-			break
+			return true
 		}
 		if !failed {
 			s.log.Error("record a delivery; it is tried again", append(d.attrs(), "error", err)...)
 		}
 		if !sleep(ctx, acceptRetry) {
-			return refused
+			return false
 		}
 	}
-	if d.UniqueID != "" {
-		s.opt.Seen.Add(d.UniqueID)
-	}
-	return admitted
 }
 
 // lookup finds the handler, by the rules of oslo's dispatcher.

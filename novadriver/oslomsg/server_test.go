@@ -144,6 +144,45 @@ func TestAcceptThenAck(t *testing.T) {
 	})
 }
 
+// A queue whose delivery cannot be recorded does not hold up the other; the
+// same message there is taken for a duplicate.
+func TestAcceptHoldsOneQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan struct{})
+		var handled []string
+		var mu sync.Mutex
+		p := newPair(t, oslomsg.ServerOptions{
+			Queues: []string{testQueue, "compute-alt.host1"},
+			Accept: func(_ context.Context, d *oslomsg.Delivery) error {
+				if d.UniqueID == "slow" {
+					<-goOn
+				}
+				return nil
+			},
+			Endpoints: methods(map[string]oslomsg.Handler{"m": func(_ context.Context, d *oslomsg.Delivery) {
+				mu.Lock()
+				defer mu.Unlock()
+				handled = append(handled, d.UniqueID+" "+d.Queue)
+			}}),
+		})
+		for _, m := range [][2]string{{testQueue, "slow"}, {"compute-alt.host1", "slow"}, {"compute-alt.host1", "quick"}} {
+			body := envelope(t, map[string]any{"method": "m", "version": "6.0", "_unique_id": m[1]})
+			if err := p.near.Publish(t.Context(), oslomsg.Publishing{Exchange: "nova", RoutingKey: m[0], Body: body}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if diff := cmp.Diff([]string{"quick compute-alt.host1"}, handled); diff != "" {
+			t.Errorf("meanwhile: %s", diff)
+		}
+		close(goOn)
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"quick compute-alt.host1", "slow compute.host1"}, handled); diff != "" {
+			t.Errorf("in the end: %s", diff)
+		}
+	})
+}
+
 func TestAcceptFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log logBook
