@@ -19,6 +19,9 @@ import (
 // publish moves the layers of an image that was read whole and verified into the store, each by one rename, then
 // writes the image's record. Layers that were stored meanwhile by somebody else win over ours.
 func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, work string) error {
+	if err := checkMachine(rec.ID, s.o.Arch, res); err != nil {
+		return err
+	}
 	byIndex := map[int]*layer.Applied{}
 	for i := range applied.Layers {
 		byIndex[applied.Layers[i].Index] = &applied.Layers[i]
@@ -59,9 +62,6 @@ func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.Appl
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	img.Init = s.findInit(img.Layers)
-	if err := s.checkMachine(img); err != nil {
-		return err
-	}
 	if err := s.writeRecord(s.path("images", img.ID+".json"), img); err != nil {
 		return err
 	}
@@ -182,21 +182,26 @@ func (s *Store) findInit(ids []string) string {
 var elfMachines = map[string]uint16{"386": 3, "arm": 40, "amd64": 62, "arm64": 183, "ppc64le": 21, "s390x": 22, "riscv64": 243}
 
 // checkMachine refuses a tree whose programs are all for another machine, for images that do not say what they are
-// for. s.mu is held.
-func (s *Store) checkMachine(img *imageRecord) error {
-	want, ok := elfMachines[s.o.Arch]
+// for.
+func checkMachine(imageID, arch string, res *layer.Result) error {
+	want, ok := elfMachines[arch]
 	if !ok {
 		return nil
 	}
 	var other uint16
 	most := 0
-	for _, id := range img.Layers {
-		for m, n := range s.layers[id].Machines {
-			if m == want {
-				return nil
+	for _, i := range res.Order {
+		for _, l := range res.Layers {
+			if l.Index != i {
+				continue
 			}
-			if n > most {
-				other, most = m, n
+			for m, n := range l.Machines {
+				if m == want {
+					return nil
+				}
+				if n > most {
+					other, most = m, n
+				}
 			}
 		}
 	}
@@ -209,7 +214,7 @@ func (s *Store) checkMachine(img *imageRecord) error {
 			name = a
 		}
 	}
-	return refused(img.ID, fmt.Sprintf("the image's programs are for %s, this cloud's hosts are %s; upload it for that architecture", name, s.o.Arch))
+	return refused(imageID, fmt.Sprintf("the image's programs are for %s, this cloud's hosts are %s; upload it for that architecture", name, arch))
 }
 
 func removeRecord(path string) error { return statefile.Remove(path, false) }

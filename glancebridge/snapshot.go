@@ -1,13 +1,291 @@
 package glancebridge
 
 import (
+	"archive/tar"
+	"bufio"
 	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
 )
 
-// Snapshot implements novalet.ImageStore.
-func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) error {
-	return fmt.Errorf("snapshot instance: %w", novalet.ErrUnsupported)
+// uploadTries is how often a snapshot's upload is begun.
+const uploadTries = 3
+
+// Snapshot implements novalet.ImageStore. The image is a container archive that holds both a docker manifest and an OCI
+// layout, with all its layers: docker, other hosts and this store read it without anything else.
+func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) (err error) {
+	if !validID(r.ImageID) {
+		return fmt.Errorf("snapshot instance: %q is no image id", r.ImageID)
+	}
+	start := time.Now()
+	log := s.log.With("instance", r.InstanceUUID, "image", r.ImageID, "request_id", r.Context.RequestID)
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Nova deletes the image of a snapshot that failed; where its request is gone too, nobody else would.
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		if e := s.o.Glance.Delete(undo, r.Context, r.ImageID); e != nil && !errors.Is(e, novalet.ErrNotFound) {
+			log.Warn("delete the image of a failed snapshot", "err", e)
+		}
+	}()
+	spool, err := unlinkedFile(s.path("ingest"))
+	if err != nil {
+		return diskError(fmt.Errorf("snapshot instance: %w", err))
+	}
+	defer spool.Close()
+	root, err := unix.Open(r.Root.Upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("snapshot instance: open root: %w", err)
+	}
+	defer unix.Close(root)
+	var frozen, thawed time.Time
+	freeze := r.Freeze
+	if freeze != nil {
+		freeze = func(ctx context.Context) (func(), error) {
+			thaw, err := r.Freeze(ctx)
+			frozen = time.Now()
+			return func() { thaw(); thawed = time.Now() }, err
+		}
+	}
+	c, err := captureTree(ctx, root, shift{r.Root.UIDBase, r.Root.UIDSize}, spool, freeze)
+	if err != nil {
+		return diskError(fmt.Errorf("snapshot instance: %w", err))
+	}
+	log.Info("instance captured", "files", len(c.entries), "bytes", c.off, "stood_still", thawed.Sub(frozen).Round(time.Millisecond),
+		"duration", time.Since(start).Round(time.Millisecond))
+	a, err := s.snapshotArchive(r, c)
+	if err != nil {
+		return fmt.Errorf("snapshot instance: %w", err)
+	}
+	if r.Captured != nil {
+		if err := r.Captured(ctx); err != nil {
+			return fmt.Errorf("snapshot instance: %w", err)
+		}
+	}
+	props := maps.Clone(r.Properties)
+	if props == nil {
+		props = map[string]string{}
+	}
+	if r.Base != nil && r.Base.Kind != "" {
+		props[propKind] = string(r.Base.Kind)
+	}
+	if err := s.o.Glance.Update(ctx, r.Context, r.ImageID, ImageUpdate{DiskFormat: "raw", ContainerFormat: "docker", Properties: props}); err != nil {
+		return fmt.Errorf("snapshot instance: %w", err)
+	}
+	if err := s.upload(ctx, r, a); err != nil {
+		return fmt.Errorf("snapshot instance: %w", err)
+	}
+	log.Info("snapshot uploaded", "bytes", a.size, "duration", time.Since(start).Round(time.Millisecond))
+	return nil
 }
+
+// upload sends an archive until Glance has the whole of it: an answer of success is not believed, the record is.
+func (s *Store) upload(ctx context.Context, r *novalet.SnapshotRequest, a *archive) error {
+	var last error
+	for try := range uploadTries {
+		if try > 0 {
+			if err := sleep(ctx, s.o.RetryDelay<<try); err != nil {
+				return err
+			}
+		}
+		h := sha512.New()
+		pr, pw := io.Pipe()
+		done := make(chan error, 1)
+		go func() {
+			bw := bufio.NewWriterSize(io.MultiWriter(pw, h), 256<<10)
+			err := a.write(bw)
+			if err == nil {
+				err = bw.Flush()
+			}
+			pw.CloseWithError(err)
+			done <- err
+		}()
+		sent := s.o.Glance.Upload(ctx, r.Context, r.ImageID, pr, a.size)
+		pr.CloseWithError(errors.New("the upload ended"))
+		wrote := <-done
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		rec, err := s.o.Glance.Get(ctx, r.Context, r.ImageID)
+		if err != nil {
+			return errors.Join(err, sent)
+		}
+		whole := wrote == nil && rec.Status == "active" && rec.Size == a.size &&
+			(rec.HashValue == "" || rec.HashAlgo != "sha512" || rec.HashValue == hex.EncodeToString(h.Sum(nil)))
+		switch {
+		case whole:
+			return nil
+		case rec.Status != "queued":
+			return fmt.Errorf("upload snapshot: Glance has %d of %d bytes in status %s: %w", rec.Size, a.size, rec.Status,
+				errors.Join(sent, wrote))
+		}
+		last = errors.Join(sent, wrote)
+		s.log.Warn("snapshot upload cut, trying again", "image", r.ImageID, "try", try+1, "err", last)
+	}
+	return fmt.Errorf("%w: upload snapshot: %w", novalet.ErrTryAgain, last)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// archive is a container archive that can be written any number of times with the same bytes.
+type archive struct {
+	size  int64
+	write func(io.Writer) error
+}
+
+// archiveLayer is one layer of an archive to be.
+type archiveLayer struct {
+	size   int64
+	hex    string
+	write  func(io.Writer) error
+	origin string
+}
+
+// snapshotArchive plans the archive of an instance: the layers of its image, and what it wrote itself on top.
+func (s *Store) snapshotArchive(r *novalet.SnapshotRequest, c *capture) (*archive, error) {
+	var layers []archiveLayer
+	below := r.Root.Layers
+	if len(below) == 0 && r.Base != nil {
+		below = r.Base.Layers
+	}
+	for _, l := range below {
+		s.mu.Lock()
+		m := s.layers[l.DiffID]
+		s.mu.Unlock()
+		layers = append(layers, archiveLayer{write: func(w io.Writer) error { return tarLayer(w, l.Path, m) }, origin: "base image"})
+	}
+	layers = append(layers, archiveLayer{write: c.write, origin: "instance " + r.InstanceUUID})
+	for i := range layers {
+		var err error
+		if layers[i].size, layers[i].hex, err = measure(layers[i].write); err != nil {
+			return nil, err
+		}
+	}
+	var cfg novalet.ImageConfig
+	if r.Base != nil {
+		cfg = r.Base.Config
+	}
+	if cfg.Architecture == "" || !strings.EqualFold(cfg.Architecture, s.o.Arch) {
+		cfg.Architecture = s.o.Arch
+	}
+	return planArchive(layers, cfg, time.Now().UTC())
+}
+
+// planArchive lays out an archive that is a docker save archive and an OCI layout at once.
+func planArchive(layers []archiveLayer, cfg novalet.ImageConfig, created time.Time) (*archive, error) {
+	type object map[string]any
+	ids, history, paths, descs := []string{}, []object{}, []string{}, []object{}
+	for _, l := range layers {
+		ids = append(ids, "sha256:"+l.hex)
+		history = append(history, object{"created": created, "created_by": l.origin})
+		paths = append(paths, "blobs/sha256/"+l.hex)
+		descs = append(descs, object{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": "sha256:" + l.hex, "size": l.size})
+	}
+	volumes := map[string]struct{}{}
+	for _, v := range cfg.Volumes {
+		volumes[v] = struct{}{}
+	}
+	blob := func(v any) ([]byte, string, error) {
+		b, err := json.Marshal(v)
+		h := sha256.Sum256(b)
+		return b, hex.EncodeToString(h[:]), err
+	}
+	config, configHex, err := blob(object{
+		"created": created, "architecture": cfg.Architecture, "os": "linux",
+		"config": object{"Entrypoint": cfg.Entrypoint, "Cmd": cfg.Cmd, "Env": cfg.Env, "WorkingDir": cfg.WorkingDir,
+			"User": cfg.User, "StopSignal": cfg.StopSignal, "Labels": cfg.Labels, "Volumes": volumes},
+		"rootfs":  object{"type": "layers", "diff_ids": ids},
+		"history": history,
+	})
+	if err != nil {
+		return nil, err
+	}
+	manifest, manifestHex, err := blob(object{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": object{"mediaType": "application/vnd.oci.image.config.v1+json", "digest": "sha256:" + configHex, "size": len(config)},
+		"layers": descs})
+	if err != nil {
+		return nil, err
+	}
+	index, _, err := blob(object{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+		"manifests": []object{{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": "sha256:" + manifestHex,
+			"size": len(manifest), "platform": object{"architecture": cfg.Architecture, "os": "linux"}}}})
+	if err != nil {
+		return nil, err
+	}
+	docker, _, err := blob([]object{{"Config": "blobs/sha256/" + configHex, "RepoTags": nil, "Layers": paths}})
+	if err != nil {
+		return nil, err
+	}
+	write := func(w io.Writer, contents bool) error {
+		tw := tar.NewWriter(w)
+		file := func(name string, b []byte) error {
+			if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(b)), ModTime: created.Truncate(time.Second)}); err != nil {
+				return err
+			}
+			_, err := tw.Write(b)
+			return err
+		}
+		written := map[string]bool{}
+		for _, l := range layers {
+			if written[l.hex] {
+				continue
+			}
+			written[l.hex] = true
+			if err := tw.WriteHeader(&tar.Header{Name: "blobs/sha256/" + l.hex, Mode: 0o644, Size: l.size, ModTime: created.Truncate(time.Second)}); err != nil {
+				return err
+			}
+			if !contents {
+				// Only the length is wanted.
+				if _, err := io.CopyN(tw, zeroReader{}, l.size); err != nil {
+					return err
+				}
+				continue
+			}
+			if err := l.write(tw); err != nil {
+				return err
+			}
+		}
+		for _, f := range []struct {
+			name string
+			data []byte
+		}{{"blobs/sha256/" + configHex, config}, {"blobs/sha256/" + manifestHex, manifest},
+			{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)}, {"index.json", index}, {"manifest.json", docker}} {
+			if err := file(f.name, f.data); err != nil {
+				return err
+			}
+		}
+		return tw.Close()
+	}
+	c := &countWriter{w: io.Discard}
+	if err := write(c, false); err != nil {
+		return nil, err
+	}
+	return &archive{size: c.n, write: func(w io.Writer) error { return write(w, true) }}, nil
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }

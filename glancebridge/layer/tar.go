@@ -63,8 +63,11 @@ func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 	info := &TarInfo{}
 	tr := tar.NewReader(h)
 	for {
+		end := (h.given + 511) &^ 511 // of the member before, with its padding
 		hdr, err := tr.Next()
 		if err == io.EOF {
+			// The end mark is at least one block of zeros; without it the reader ends in the same way.
+			info.Ended = h.given > end
 			break
 		}
 		if err != nil {
@@ -77,14 +80,15 @@ func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		if e == nil {
-			continue
+		if e != nil {
+			if err := sink(e, tr); err != nil {
+				return nil, tarError(err)
+			}
 		}
-		if err := sink(e, tr); err != nil {
+		if _, err := io.Copy(io.Discard, tr); err != nil {
 			return nil, tarError(err)
 		}
 	}
-	info.Ended = h.lastZero()
 	if _, err := io.Copy(io.Discard, h); err != nil {
 		return nil, tarError(err)
 	}
@@ -223,8 +227,7 @@ func tarXattrs(hdr *tar.Header, e *Entry) error {
 	return nil
 }
 
-// hashReader hashes what it reads, in large pieces, and remembers the last block it gave: archive/tar reads
-// headers 512 bytes at a time.
+// hashReader hashes what it reads, in large pieces: archive/tar reads headers 512 bytes at a time.
 type hashReader struct {
 	r    io.Reader
 	h    hash.Hash
@@ -232,7 +235,8 @@ type hashReader struct {
 	buf  []byte
 	have []byte // read and hashed, not yet given
 	err  error
-	last []byte // the piece given last
+
+	given int64 // bytes handed on
 }
 
 func newHashReader(r io.Reader) *hashReader {
@@ -256,23 +260,12 @@ func (h *hashReader) Read(p []byte) (int, error) {
 		}
 	}
 	n := copy(p, h.have)
-	h.last, h.have = h.have[:n], h.have[n:]
+	h.have = h.have[n:]
+	h.given += int64(n)
 	return n, nil
 }
 
-// lastZero reports whether what was given last is the end of a block of zeros, the mark of an archive's end.
-func (h *hashReader) lastZero() bool { return len(h.last) > 0 && len(h.last) <= 512 && zeros(h.last) }
-
 func (h *hashReader) sum() []byte { return h.h.Sum(nil) }
-
-func zeros(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
 
 // peeker gives the beginning of a member without consuming it.
 type peeker struct {
