@@ -46,6 +46,7 @@ fuzz: need-go ## every fuzz target, FUZZTIME each (default 20s)
 demo: need-go ## boot two instances on this machine, without OpenStack (KEEP=1 leaves them)
 	@tests/run.sh packages-demo
 	@$(MAKE) --no-print-directory build
+	@tests/images/demo.sh /var/cache/novalet/images
 	@bin/novalet demo $(if $(KEEP),--keep) $(DEMO_ARGS)
 
 cloud: need-go ## a real OpenStack on this machine with novalet as its compute service (RELEASE=, NET=)
