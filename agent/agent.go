@@ -145,6 +145,7 @@ type Agent struct {
 	timings   *timingTable
 	builds    semaphore
 	snapshots semaphore
+	repairs   semaphore
 
 	ctx    context.Context // ends with errShutdown
 	cancel context.CancelCauseFunc
@@ -177,6 +178,7 @@ func Open(o Options) (*Agent, error) {
 		network: o.Network, plugger: o.Plugger, runtime: o.Runtime,
 		events: newEventTable(), timings: newTimingTable(), instances: map[string]*instance{},
 		builds: newSemaphore(o.Config.MaxConcurrentBuilds), snapshots: newSemaphore(o.Config.MaxConcurrentSnapshots),
+		repairs: newSemaphore(4),
 	}
 	if a.dir == "" {
 		a.dir = o.StateDir

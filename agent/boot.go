@@ -256,10 +256,12 @@ func (b *boot) allocate(ctx context.Context) error {
 		return fmt.Errorf("allocate ports: %w", err)
 	}
 	b.info = info
-	if err := b.in.update(func(r *record) { r.Instance.NetworkInfo, r.Allocated = info, true }); err != nil {
-		return err
+	got := func(r *record) { r.Instance.NetworkInfo, r.Allocated = info, true }
+	if len(info) == 0 {
+		b.in.set(got) // nothing that a crash could lose
+		return nil
 	}
-	return nil
+	return b.in.update(got)
 }
 
 // writeBeside writes what must be there when the instance turns ACTIVE but what no step waits for.

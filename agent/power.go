@@ -14,6 +14,9 @@ import (
 
 // bring makes the instance run from what is recorded of it. On error nothing of it runs.
 func (a *Agent) bring(ctx context.Context, in *instance) error {
+	if err := a.knowImage(ctx, in); err != nil {
+		return err
+	}
 	inst := in.view()
 	set, err := a.claimCPUs(in)
 	if err != nil {
@@ -52,6 +55,22 @@ func (a *Agent) bring(ctx context.Context, in *instance) error {
 	}
 	in.set(func(r *record) { r.BootID, r.FirstBoot = a.bootID, false })
 	in.setPower(novalet.PowerRunning)
+	return nil
+}
+
+// knowImage reads the image again for an instance whose record was lost: only its row and its root are left.
+func (a *Agent) knowImage(ctx context.Context, in *instance) error {
+	var known bool
+	in.read(func(r *record) { known = r.Image != nil })
+	inst := in.view()
+	if known || inst.ImageRef == "" {
+		return nil
+	}
+	img, err := a.images.Prepare(ctx, &novalet.ImageRequest{Context: a.conductor.NewContext(), InstanceUUID: in.uuid, ImageID: inst.ImageRef, Meta: novalet.ImageMeta{ID: inst.ImageRef}})
+	if err != nil {
+		return fmt.Errorf("prepare image %s: %w", inst.ImageRef, err)
+	}
+	in.set(func(r *record) { r.Image = img })
 	return nil
 }
 

@@ -227,7 +227,9 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 		in.refreshOps(row)
 		return nil
 	}
-	in.note(func(*record) {})
+	if !known {
+		in.note(func(*record) {})
+	}
 	r.table(in, row, st)
 	return nil
 }
@@ -383,9 +385,11 @@ func oneOf(t novalet.TaskState, of ...novalet.TaskState) bool { return slices.Co
 
 // replug repairs the host's side of the interfaces of a running instance.
 func (a *Agent) replug(ctx context.Context, in *instance, netns string) {
-	if netns == "" {
+	// A host with a thousand instances does not do them all at once.
+	if netns == "" || a.repairs.acquire(ctx) != nil {
 		return
 	}
+	defer a.repairs.release()
 	if err := a.plugCurrent(ctx, in, netns); err != nil && ctx.Err() == nil {
 		in.log.Warn("interfaces are not repaired", "err", err)
 	}

@@ -217,8 +217,12 @@ func TestBrokenRecords(t *testing.T) {
 			t.Errorf("%s is not set aside: %v", name, err)
 		}
 	}
+	l.cast(bad, novalet.MethodReboot, novalet.TaskRebootingHard, novalet.OperationArgs{RebootType: "HARD"})
+	l.await(bad, novalet.VMActive)
+	l.checkRunning(bad)
 	l.cast(bad, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
 	l.awaitGone(bad)
+	l.checkNothingLeft(bad)
 }
 
 // Records of earlier versions still open.

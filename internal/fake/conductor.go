@@ -76,11 +76,12 @@ func (s *conductorState) Row(uuid string) *Row {
 	return &c
 }
 
-// ForgetRow removes a row as a database purge does.
+// ForgetRow removes a row and its events as a database purge does.
 func (s *conductorState) ForgetRow(uuid string) {
 	s.cmu.Lock()
 	defer s.cmu.Unlock()
 	delete(s.rows, uuid)
+	s.events = slices.DeleteFunc(s.events, func(e *Event) bool { return e.UUID == uuid })
 }
 
 // ActionEvents returns the action events of an instance.
