@@ -16,9 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tool skips the test unless the programs are there; packages are what to install.
+// Tool skips the test unless the programs are there; packages are what to install. Tests that make images with them take
+// longer than unit tests may, and run with those that need root.
 func Tool(t testing.TB, packages string, programs ...string) {
 	t.Helper()
+	if _, bench := t.(*testing.B); !bench && os.Getenv("NOVALET_ROOT_TESTS") != "1" {
+		t.Skip("makes images with the distribution's tools: runs with NOVALET_ROOT_TESTS=1 (make test)")
+	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			t.Skipf("needs %s (packages: %s)", p, packages)

@@ -9,17 +9,17 @@ import (
 
 func samples() map[string][]byte {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	random := make([]byte, 100000)
-	words := make([]byte, 0, 400000)
+	random := make([]byte, 20000)
+	words := make([]byte, 0, 70000)
 	for i := range random {
 		random[i] = byte(rnd.Uint32())
 	}
-	for len(words) < 300000 {
+	for len(words) < 60000 {
 		words = append(words, random[rnd.IntN(50)*7:][:rnd.IntN(9)+1]...)
 		words = append(words, ' ')
 	}
 	return map[string][]byte{
-		"one": {1}, "zeros": make([]byte, 1<<20), "random": random, "words": words,
+		"one": {1}, "zeros": make([]byte, 100000), "random": random, "words": words,
 		"mixed": append(append(append([]byte{}, words...), random...), words...),
 	}
 }
@@ -40,7 +40,7 @@ func pack(t testing.TB, in []byte, args ...string) []byte {
 
 func TestXZ(t *testing.T) {
 	for name, want := range samples() {
-		for _, args := range [][]string{{"-6"}, {"-0", "--check=crc32"}, {"--lzma2=lc=1,lp=2,pb=3"}, {"--block-size=70000"}, {"--check=sha256"}} {
+		for _, args := range [][]string{{"-6"}, {"-0", "--check=crc32"}, {"--lzma2=lc=1,lp=2,pb=3"}, {"--block-size=20000"}, {"--check=sha256"}} {
 			in := pack(t, want, args...)
 			var d Decoder
 			out := make([]byte, len(want))
@@ -52,7 +52,7 @@ func TestXZ(t *testing.T) {
 				t.Errorf("%s %v: %d bytes into too small a buffer", name, args, n)
 			}
 			// The index behind the data is not looked at.
-			for cut := range min(len(in), 100) {
+			for cut := range min(len(in), 60) {
 				if n, err := d.XZ(out, in[:cut]); err == nil && n < len(want) {
 					t.Errorf("%s %v: %d bytes from %d of input", name, args, n, cut)
 				}
