@@ -13,6 +13,7 @@ mmdebstrap --quiet --variant=minbase --include="$include" \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-include=/usr/share/locale/locale.alias' \
     --customize-hook='rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/hostname "$1"/etc/resolv.conf' \
     --customize-hook=': >"$1"/etc/machine-id' \
+    --customize-hook='echo "locale: C.UTF-8" >"$1"/etc/cloud/cloud.cfg.d/90_locale.cfg' \
     --customize-hook='rm -rf "$1"/var/cache/apt/*.bin "$1"/var/log/*.log "$1"/var/lib/apt/lists/*' \
     bookworm - | gzip -1 >"$tmp"
 chmod 644 "$tmp"
