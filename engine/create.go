@@ -84,17 +84,20 @@ func (e *Engine) claim(s *novalet.SandboxSpec) (*instance, error) {
 // build makes everything of a container but its root: record, disk, cgroups, and, in a keeper, namespaces and the
 // waiting init. On error what it made is left to the caller's settle or remove.
 func (e *Engine) build(ctx context.Context, in *instance, rec *record) error {
-	// The record comes first: the range of ids is in use from here on, whatever happens.
-	if err := e.save(rec); err != nil {
-		return err
+	if err := os.Mkdir(e.dir(rec.ID), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("create container: %w", err)
 	}
 	in.mu.Lock()
 	in.rec, in.saved = *rec, true
 	in.mu.Unlock()
+	// The record is on disk when this returns. An agent that dies before leaves a container that no record knows,
+	// which the next one ends.
+	saved := make(chan error, 1)
+	go func() { saved <- e.save(rec) }()
 	disk := make(chan error, 1)
 	go func() { disk <- e.makeDisk(ctx, rec) }()
 	err := e.sandbox(ctx, in, rec)
-	return errors.Join(err, <-disk)
+	return errors.Join(err, <-disk, <-saved)
 }
 
 func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record) error {

@@ -404,7 +404,7 @@ func (e *Engine) spawnKeeper(ctx context.Context) (*keeper, error) {
 	}
 	defer unix.Close(high)
 	p, err := os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", high), []string{"keeper", strconv.Itoa(e.o.KeeperCapacity)}, &os.ProcAttr{
-		Dir: "/", Env: []string{"GOMAXPROCS=2", "GOGC=50"}, Files: []*os.File{null, out, out, l, e.prog},
+		Dir: "/", Env: []string{"GOMAXPROCS=2", "GOGC=50", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}, Files: []*os.File{null, out, out, l, e.prog},
 		Sys: &syscall.SysProcAttr{Setsid: true, Unshareflags: syscall.CLONE_NEWNS},
 	})
 	if err != nil {

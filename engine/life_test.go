@@ -336,3 +336,39 @@ func TestConsoleLogIsBounded(t *testing.T) {
 	}
 	te.waitState("c", novalet.ContainerStopped)
 }
+
+// TestOwnMachine asks the usual programs what machine they are on: it is the flavor's, not the host's.
+func TestOwnMachine(t *testing.T) {
+	te := newEngine(t)
+	te.run("app", novalet.Limits{MemoryBytes: 128 << 20, VCPUs: 1}, app(busybox(t), "sleep 1000"))
+	spec := machineOf(debian(t))
+	te.run("deb", novalet.Limits{MemoryBytes: 128 << 20, VCPUs: 1}, spec)
+	for _, c := range [][3]string{
+		{"app", "nproc", "1"},
+		{"app", "grep -c ^processor /proc/cpuinfo", "1"},
+		{"app", "cat /sys/devices/system/cpu/online", "0"},
+		{"app", "grep MemTotal /proc/meminfo", "MemTotal:         131072 kB"},
+		{"app", "grep -c ^cpu[0-9] /proc/stat", "1"},
+		{"app", "wc -l </proc/swaps", "1"},
+		{"app", "ls /sys/block | wc -l", "0"},
+		{"app", "cat /proc/partitions /proc/diskstats | wc -l", "0"},
+		{"app", "test $(cut -d. -f1 /proc/uptime) -lt 100 && echo young", "young"},
+		{"deb", "nproc", "1"},
+		{"deb", "free -k | awk '/^Mem/{print $2}'", "131072"},
+		{"deb", "lsblk -n 2>/dev/null | wc -l", "0"},
+		{"deb", "test $(($(date +%s) - $(date -d \"$(uptime -s)\" +%s))) -lt 100 && echo young", "young"},
+		{"deb", "vmstat 1 2 | wc -l", "4"},
+		{"deb", "top -bn1 | awk '/%Cpu/{n++} END{print n}'", "1"},
+	} {
+		if out, _ := te.sh(c[0], c[1]); strings.TrimSpace(out) != c[2] {
+			t.Errorf("%s: %s: %q, want %q", c[0], c[1], out, c[2])
+		}
+	}
+	// It follows a change of the limits.
+	if err := te.Update(te.ctx(), "app", novalet.Limits{MemoryBytes: 256 << 20, VCPUs: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := te.sh("app", "grep MemTotal /proc/meminfo"); strings.TrimSpace(out) != "MemTotal:         262144 kB" {
+		t.Error(out)
+	}
+}

@@ -68,7 +68,7 @@ func newEngine(t testing.TB) *testEngine {
 		t.Fatal(err)
 	}
 	te := &testEngine{t: t, opts: Options{
-		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
+		StartTimeout: 20 * time.Second, StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
 		CgroupRoot: "novalet-test-" + filepath.Base(dir)[len("novalet-engine"):],
 		ShimPath:   shimPath, KeeperCapacity: 8,
 		Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),

@@ -78,9 +78,13 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int) (int, error) {
 	if err := newTime(); err != nil {
 		return 0, err
 	}
-	r := &root{cfg: cfg, fd: fds[0], rescue: -1}
-	if len(fds) > 1 {
-		r.rescue = fds[1]
+	r := &root{cfg: cfg, fd: fds[0], rescue: -1, view: -1}
+	rest := fds[1:]
+	if cfg.Rescue != "" && len(rest) > 0 {
+		r.rescue, rest = rest[0], rest[1:]
+	}
+	if len(cfg.View) > 0 && len(rest) > 0 {
+		r.view = rest[0]
 	}
 	if err := r.build(); err != nil {
 		return 0, err

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	newRoot = "/new" // a directory of the keeper's own root
+	newRoot = "/new" // directories of the keeper's own root
+	viewDir = "/view"
 
 	noExec  = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 	noSetID = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
@@ -25,7 +26,7 @@ var (
 	maskedFiles   = []string{"kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug"}
 	maskedDirs    = []string{"acpi", "asound", "scsi"}
 	readOnlyProc  = []string{"bus", "fs", "irq", "sys", "sysrq-trigger"}
-	maskedSysDirs = []string{"firmware", "devices/virtual/powercap", "kernel/security"}
+	maskedSysDirs = []string{"firmware", "devices/virtual/powercap", "kernel/security", "block", "class/block", "dev/block"}
 )
 
 // root builds the file system of an instance.
@@ -33,6 +34,7 @@ type root struct {
 	cfg    *wire.InitConfig
 	fd     int // the root mount
 	rescue int // the instance's own root, during a rescue
+	view   int // the /proc view
 
 	dev, proc, sys        int
 	master, slave, devpts int
@@ -45,7 +47,7 @@ func (r *root) build() error {
 	if err := unix.MoveMount(r.fd, "", unix.AT_FDCWD, newRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach root: %w", err)
 	}
-	for _, step := range []func() error{r.writeFiles, r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.makeRun, r.maskAll, r.makeTrees, r.showRescue, r.pivot} {
+	for _, step := range []func() error{r.writeFiles, r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.makeRun, r.maskAll, r.showView, r.makeTrees, r.showRescue, r.pivot} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -308,12 +310,12 @@ func (r *root) maskAll() error {
 		}
 	}
 	for _, name := range maskedDirs {
-		if err := r.over(r.proc, name, -1, "", 0); err != nil {
+		if err := r.over(r.proc, name, 0, "", 0); err != nil {
 			return err
 		}
 	}
 	for _, name := range maskedSysDirs {
-		if err := r.over(r.sys, name, -1, "", 0); err != nil {
+		if err := r.over(r.sys, name, 0, "", 0); err != nil {
 			return err
 		}
 	}
@@ -332,7 +334,7 @@ func (r *root) over(dir int, name string, srcDir int, src string, attrs uint64) 
 	}
 	defer unix.Close(at)
 	var m int
-	if srcDir < 0 {
+	if src == "" {
 		m, err = mnt.New("tmpfs", "size=4k,nr_inodes=2,mode=0555", noExec|unix.MOUNT_ATTR_RDONLY)
 	} else {
 		m, err = mnt.Clone(srcDir, src)
@@ -348,6 +350,32 @@ func (r *root) over(dir int, name string, srcDir int, src string, attrs uint64) 
 	}
 	if err := mnt.Attach(m, at); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// showView attaches the files of the /proc view. Those that this kernel has no place for are left out.
+func (r *root) showView() error {
+	if r.view < 0 {
+		return nil
+	}
+	// Attached first: only what is in this mount namespace can be cloned (until Linux 6.15).
+	if err := unix.MoveMount(r.view, "", unix.AT_FDCWD, viewDir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach view: %w", err)
+	}
+	defer unix.Close(r.view)
+	for name, over := range r.cfg.View {
+		dir := r.proc
+		path, ok := strings.CutPrefix(over, "proc/")
+		if !ok {
+			if path, ok = strings.CutPrefix(over, "sys/"); !ok {
+				continue
+			}
+			dir = r.sys
+		}
+		if err := r.over(dir, path, unix.AT_FDCWD, viewDir+"/"+name, 0); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -53,6 +53,7 @@ func (in *instance) reboot(ws unix.WaitStatus) {
 	}
 	if err := in.spawnInit(true); err != nil {
 		fmt.Fprintf(os.Stderr, "keeper: restart %s: %v\n", in.id, err)
+		_ = in.signal(unix.SIGKILL) // one that could not be made whole
 		in.op.Unlock()
 		in.finish(ws)
 		return
@@ -76,6 +77,10 @@ func (in *instance) reboot(ws unix.WaitStatus) {
 func (in *instance) finish(ws unix.WaitStatus) {
 	in.oomNow()
 	in.mu.Lock()
+	if in.state == wire.StateExited {
+		in.mu.Unlock()
+		return
+	}
 	wasRunning := in.state == wire.StateRunning
 	in.state, in.exitAt, in.code = wire.StateExited, time.Now(), exitCode(ws)
 	if ws.Signaled() && ws.Signal() == unix.SIGINT && wasRunning {
@@ -84,8 +89,11 @@ func (in *instance) finish(ws unix.WaitStatus) {
 	code, at, stopping := in.code, in.exitAt, in.stopping
 	closeFd(&in.userns)
 	closeFd(&in.netns)
-	mounted := in.mounted
-	in.mounted = nil
+	mounted, view := in.mounted, in.view
+	in.mounted, in.view = nil, nil
+	if view != nil {
+		mounted = append(mounted, in.viewPath())
+	}
 	in.mu.Unlock()
 	in.record()
 	in.console.close()
@@ -102,6 +110,9 @@ func (in *instance) finish(ws unix.WaitStatus) {
 				fmt.Fprintf(os.Stderr, "keeper: unmount %s: %v\n", p, err)
 			}
 			unix.Rmdir(p)
+		}
+		if view != nil {
+			view.Close()
 		}
 	}()
 	close(in.exited)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/novalet/novalet/engine/mnt"
 	"github.com/novalet/novalet/engine/monitor/wire"
+	"github.com/novalet/novalet/engine/procview"
 )
 
 // instance is one container from its creation until the agent has taken note of its end.
@@ -55,6 +56,10 @@ type instance struct {
 	exited   chan struct{} // closed when the last init has been reaped and will not run again
 	oom      *oomWatch
 	cleaned  sync.WaitGroup
+	view     *procview.View
+	load     [3]float64
+	loadCPU  time.Duration // at the last sample
+	bootAt   time.Time     // of the current init
 }
 
 // exitRecord is what is left on disk for an agent that finds no keeper.
@@ -123,6 +128,10 @@ func (in *instance) prepare() error {
 		return err
 	}
 	in.oom = watchOOM(in)
+	if err := in.makeView(); err != nil {
+		// The instance runs without: it then sees the host's numbers.
+		fmt.Fprintf(os.Stderr, "keeper: view of %s: %v\n", in.id, err)
+	}
 	return nil
 }
 
@@ -150,9 +159,9 @@ func (in *instance) spawnInit(again bool) error {
 	defer unix.Close(null)
 	const inner = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 	s := &spawnSpec{
-		files: []int{null, null, null, child},
-		prog:  in.k.cfg.Program,
-		argv:  []string{"init"},
+		files:  []int{null, null, null, child},
+		prog:   in.k.cfg.Program,
+		argv:   []string{"init"},
 		env:    runtimeEnv,
 		attach: func(pid int) error { return in.attach(pid, again) },
 	}
@@ -171,6 +180,9 @@ func (in *instance) spawnInit(again bool) error {
 		ctl.Close()
 		return err
 	}
+	// Beside the start of init's own program, which only waits until it is told: joining v1 groups may take a
+	// grace period of the kernel.
+	joined := in.join(pid, wire.CgroupPayload)
 	in.mu.Lock()
 	in.pid, in.pidfd, in.ctl = pid, pidfd, ctl
 	in.mu.Unlock()
@@ -179,14 +191,14 @@ func (in *instance) spawnInit(again bool) error {
 		defer in.k.conns.Done()
 		in.ended(pid, <-done)
 	}()
-	return nil
+	return joined
 }
 
 // runtimeEnv is for the Go runtime of an init or exec helper: one processor and next to no collector, since they wait
 // and do not compute; and no look at cgroup files, which would be the guest's.
 var runtimeEnv = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
 
-// attach runs while the child waits: id maps, cgroups, the score of the out-of-memory killer.
+// attach runs while the child waits: id maps, the score of the out-of-memory killer.
 func (in *instance) attach(pid int, again bool) error {
 	p := "/proc/" + strconv.Itoa(pid) + "/"
 	if !again {
@@ -201,7 +213,7 @@ func (in *instance) attach(pid int, again bool) error {
 	if err := os.WriteFile(p+"oom_score_adj", []byte("0"), 0); err != nil {
 		return fmt.Errorf("reset oom score: %w", err)
 	}
-	return in.join(pid, wire.CgroupPayload)
+	return nil
 }
 
 // status is the instance as the agent sees it.
@@ -292,12 +304,25 @@ func (in *instance) handOver(m *wire.Start) error {
 		}
 		roots = append(roots, fd)
 	}
+	in.mu.Lock()
+	viewed := in.view != nil
+	in.bootAt = time.Now()
+	in.mu.Unlock()
+	cfg := &wire.InitConfig{Start: *m, ID: in.id, Hostname: in.spec.Hostname}
+	if viewed {
+		fd, err := mnt.Clone(unix.AT_FDCWD, in.viewPath())
+		if err != nil {
+			return err
+		}
+		roots = append(roots, fd)
+		cfg.View = viewFiles()
+	}
 	deadline := time.Duration(m.DeadlineMS) * time.Millisecond
 	if deadline <= 0 {
 		deadline = time.Minute
 	}
 	ctl.SetDeadline(time.Now().Add(deadline))
-	if err := ctl.Send(&wire.InitConfig{Start: *m, ID: in.id, Hostname: in.spec.Hostname}, roots...); err != nil {
+	if err := ctl.Send(cfg, roots...); err != nil {
 		return fmt.Errorf("hand over to init: %w", err)
 	}
 	var rep wire.InitReport

@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"time"
 
@@ -57,6 +58,7 @@ func Run(cfg Config) error {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTERM)
 	// Refused where the host's own root has no CAP_SYS_RESOURCE; then it competes like any process.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
+	closeInherited()
 	if err := enterOwnRoot(); err != nil {
 		return err
 	}
@@ -66,6 +68,11 @@ func Run(cfg Config) error {
 	}
 	k := &keeper{cfg: cfg, reaper: newReaper(), l: l, instances: map[string]*instance{}, watchers: map[chan wire.Event]struct{}{}}
 	defer k.reaper.stop()
+	stop := make(chan struct{})
+	var loads sync.WaitGroup
+	loads.Go(func() { k.sampleLoads(stop) })
+	defer loads.Wait()
+	defer close(stop)
 	for {
 		c, err := l.Accept()
 		if errors.Is(err, os.ErrClosed) {
@@ -87,6 +94,24 @@ func Run(cfg Config) error {
 			defer c.Close()
 			k.serve(c)
 		}()
+	}
+}
+
+// closeInherited closes what the agent had open without close-on-exec, from whoever started it: a keeper lives on and
+// would keep it open.
+func closeInherited() {
+	es, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range es {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= 4 {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			unix.Close(fd)
+		}
 	}
 }
 

@@ -8,10 +8,12 @@ import (
 	"github.com/novalet/novalet/engine/mnt"
 )
 
-// rootsDir holds the mounts of the instances' roots, newRoot is where an init puts its own before it pivots.
+// rootsDir holds the mounts of the instances' roots; newRoot and viewDir are where an init puts its own root and its
+// /proc view before it pivots.
 const (
 	rootsDir = "/roots"
 	newRoot  = "/new"
+	viewDir  = "/view"
 )
 
 // hostNodes are the devices that an instance may see, with their numbers: a node of another number is not used.
@@ -65,7 +67,7 @@ func enterOwnRoot() error {
 		return err
 	}
 	defer unix.Close(root)
-	for _, d := range []string{"proc", "sys", "dev", rootsDir[1:], newRoot[1:]} {
+	for _, d := range []string{"proc", "sys", "dev", rootsDir[1:], newRoot[1:], viewDir[1:]} {
 		if err := unix.Mkdirat(root, d, 0o755); err != nil {
 			return fmt.Errorf("own root: make %s: %w", d, err)
 		}

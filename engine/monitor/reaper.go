@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"fmt"
 	"os"
 	"os/signal"
 	"sync"
@@ -8,18 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reaper waits for the keeper's children and tells whoever asked for a pid. Its lock is held over each spawn, so
-// that a child that dies at once is not reaped before it is known.
+// reaper waits for the keeper's children and tells whoever asked for a pid.
 type reaper struct {
 	mu sync.Mutex
 	// waiters maps a pid to the channel that gets its status.
 	waiters map[int]chan unix.WaitStatus
-	sig     chan os.Signal
-	done    chan struct{}
+	// spawning counts spawns under way. Meanwhile a status that nobody waits for is kept: its pid may be known to
+	// the spawn only later.
+	spawning int
+	strays   map[int]unix.WaitStatus
+	sig      chan os.Signal
+	done     chan struct{}
 }
 
 func newReaper() *reaper {
-	r := &reaper{waiters: map[int]chan unix.WaitStatus{}, sig: make(chan os.Signal, 1), done: make(chan struct{})}
+	r := &reaper{waiters: map[int]chan unix.WaitStatus{}, strays: map[int]unix.WaitStatus{}, sig: make(chan os.Signal, 1), done: make(chan struct{})}
 	signal.Notify(r.sig, unix.SIGCHLD)
 	go r.run()
 	return r
@@ -41,29 +45,53 @@ func (r *reaper) run() {
 			if c, ok := r.waiters[pid]; ok {
 				delete(r.waiters, pid)
 				c <- ws
+			} else if r.spawning > 0 {
+				r.strays[pid] = ws
 			}
 		}
 		r.mu.Unlock()
 	}
 }
 
+// claim returns the channel that gets a child's status.
+func (r *reaper) claim(pid int) <-chan unix.WaitStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := make(chan unix.WaitStatus, 1)
+	if ws, ok := r.strays[pid]; ok {
+		delete(r.strays, pid)
+		c <- ws
+		return c
+	}
+	r.waiters[pid] = c
+	return c
+}
+
 // spawn starts a child and returns its pid, a pidfd, and the channel that gets its wait status.
 func (r *reaper) spawn(s *spawnSpec) (int, *os.File, <-chan unix.WaitStatus, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	pid, err := spawn(s)
+	r.spawning++
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.spawning--; r.spawning == 0 {
+			clear(r.strays)
+		}
+	}()
+	pid, done, err := spawn(s, r.claim)
 	if err != nil {
 		return 0, nil, nil, err
 	}
-	c := make(chan unix.WaitStatus, 1)
+	// The child cannot be gone from the table of processes unless it has been reaped; then there is no pidfd, and
+	// its status is in the channel.
 	pfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		unix.Kill(pid, unix.SIGKILL)
-		wait(pid)
-		return 0, nil, nil, err
+		<-done
+		return 0, nil, nil, fmt.Errorf("spawn: the child died at once: %w", err)
 	}
-	r.waiters[pid] = c
-	return pid, os.NewFile(uintptr(pfd), "pidfd"), c, nil
+	return pid, os.NewFile(uintptr(pfd), "pidfd"), done, nil
 }
 
 func (r *reaper) stop() {

@@ -55,26 +55,25 @@ type spawnSpec struct {
 // fdBase is where the child parks descriptors while it sorts them: above all that it was given.
 const fdBase = 200
 
-// spawn starts the child and returns its pid. The caller holds the reaper's lock, so that nobody else waits for
-// the pids meanwhile.
-func spawn(s *spawnSpec) (int, error) {
+// spawn starts the child and returns its pid and the channel that gets its status. claim gives the channel of a pid.
+func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan unix.WaitStatus, error) {
 	var sync, report [2]int
 	if err := unix.Pipe2(sync[:], unix.O_CLOEXEC); err != nil {
-		return 0, fmt.Errorf("spawn: open pipe: %w", err)
+		return 0, nil, fmt.Errorf("spawn: open pipe: %w", err)
 	}
 	defer func() { closeFd(&sync[0]); closeFd(&sync[1]) }()
 	if err := unix.Pipe2(report[:], unix.O_CLOEXEC); err != nil {
-		return 0, fmt.Errorf("spawn: open pipe: %w", err)
+		return 0, nil, fmt.Errorf("spawn: open pipe: %w", err)
 	}
 	defer func() { closeFd(&report[0]); closeFd(&report[1]) }()
 
 	argv, err := syscall.SlicePtrFromStrings(s.argv)
 	if err != nil {
-		return 0, fmt.Errorf("spawn: %w", err)
+		return 0, nil, fmt.Errorf("spawn: %w", err)
 	}
 	env, err := syscall.SlicePtrFromStrings(s.env)
 	if err != nil {
-		return 0, fmt.Errorf("spawn: %w", err)
+		return 0, nil, fmt.Errorf("spawn: %w", err)
 	}
 	empty := [1]byte{}
 	var waitByte [1]byte
@@ -145,22 +144,23 @@ func spawn(s *spawnSpec) (int, error) {
 	runtime.KeepAlive(env)
 	runtime.KeepAlive(calls)
 	if errno != 0 {
-		return 0, fmt.Errorf("spawn: clone: %w", errno)
+		return 0, nil, fmt.Errorf("spawn: clone: %w", errno)
 	}
+	first := claim(int(pid))
 	closeFd(&report[1])
 	closeFd(&sync[0])
 
 	if s.attach != nil {
 		if err := s.attach(int(pid)); err != nil {
 			unix.Kill(int(pid), unix.SIGKILL)
-			wait(int(pid))
-			return 0, err
+			<-first
+			return 0, nil, err
 		}
 	}
 	if _, err := unix.Write(sync[1], []byte{1}); err != nil {
 		unix.Kill(int(pid), unix.SIGKILL)
-		wait(int(pid))
-		return 0, fmt.Errorf("spawn: release child: %w", err)
+		<-first
+		return 0, nil, fmt.Errorf("spawn: release child: %w", err)
 	}
 	closeFd(&sync[1])
 
@@ -186,8 +186,12 @@ func spawn(s *spawnSpec) (int, error) {
 		}
 		failed = fmt.Errorf("spawn: step %d (system call %d): %w", tag-2, calls[tag-2].nr, syscall.Errno(val))
 	}
+	done := first
 	if s.fork != nil {
-		wait(int(pid))
+		<-first
+		if final != 0 {
+			done = claim(final)
+		}
 	}
 	if failed == nil && final == 0 {
 		failed = errors.New("spawn: the child died before it ran the program")
@@ -195,11 +199,11 @@ func spawn(s *spawnSpec) (int, error) {
 	if failed != nil {
 		if final != 0 {
 			unix.Kill(final, unix.SIGKILL)
-			wait(final)
+			<-done
 		}
-		return 0, failed
+		return 0, nil, failed
 	}
-	return final, nil
+	return final, done, nil
 }
 
 // rawFork clones and, in the child, runs the calls. Nothing here may grow the stack or allocate: in the child
@@ -241,15 +245,6 @@ func rawFork(flags uintptr, calls []call, moved int, early, late uintptr, rec *[
 	}
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 126, 0, 0)
-	}
-}
-
-func wait(pid int) {
-	for {
-		var ws unix.WaitStatus
-		if _, err := unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR {
-			return
-		}
 	}
 }
 

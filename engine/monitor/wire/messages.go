@@ -205,11 +205,13 @@ type Event struct {
 }
 
 // InitConfig is what a keeper sends to a waiting init: the start, and what the keeper itself adds.
-// Descriptors: as those of Start.
+// Descriptors: as those of Start, then the view's mount if View is set.
 type InitConfig struct {
 	Start
 	ID       string `json:"id"`
 	Hostname string `json:"hostname"`
+	// View maps the files of the /proc view to what they are shown over, from the root on.
+	View map[string]string `json:"view,omitempty"`
 }
 
 // InitReport is what an init sends back: first when its root is ready (descriptors: the console's master side

@@ -161,7 +161,7 @@ func v1(dir string) {
 	for file, val := range map[string]string{
 		"release_agent": "/bin/sh", "notify_on_release": "1", "cgroup.procs": pid, "tasks": pid, "memory.limit_in_bytes": "-1",
 		"memory.memsw.limit_in_bytes": "-1", "devices.allow": "a", "cgroup.clone_children": "1", "memory.oom_control": "1",
-		"cgroup.event_control": "1 1", "../cgroup.procs": pid, "../release_agent": "/bin/sh",
+		"cgroup.event_control": "1 1",
 	} {
 		if err := os.WriteFile(dir+"/"+file, []byte(val), 0); err == nil {
 			fmt.Println("ESCAPE wrote", file, "of a v1 hierarchy")
