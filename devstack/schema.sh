@@ -27,7 +27,7 @@ nova_db() {
     local n=(nova-manage --config-file "$ETC/nova.conf") at='{scheme}://{username}:{password}@{hostname}'
     "${n[@]}" api_db sync &&
     "${n[@]}" cell_v2 map_cell0 --database_connection "$at/nova_cell0?{query}" &&
-    { "${n[@]}" cell_v2 list_cells | grep -q ' cell1 ' ||
+    { [ "$(sql nova_api -e "SELECT COUNT(*) FROM cell_mappings WHERE name = 'cell1'")" = 1 ] ||
       "${n[@]}" cell_v2 create_cell --name cell1 --database_connection "$at/nova?{query}" --transport-url "$at:{port}/"; } &&
     "${n[@]}" db sync
 }

@@ -2,16 +2,17 @@
 # Options and paths, sourced by every script here. What is given in the environment wins over what
 # the running cloud was brought up with ($STATE/settings), which wins over the defaults below.
 exec </dev/null         # nothing here asks, and CI may hand over a closed descriptor
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # A known environment: not a foreign PATH (pyenv's python has none of Debian's modules), not the caller's
 # own cloud in OS_* variables.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LANG=C.UTF-8 LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 OS_CLIENT_CONFIG_FILE=/nonexistent
-for v in "${!OS_@}" "${!PYENV_@}" PYTHONPATH PYTHONHOME http_proxy https_proxy HTTP_PROXY HTTPS_PROXY; do
+export no_proxy=127.0.0.1,localhost NO_PROXY=127.0.0.1,localhost
+for v in "${!OS_@}" "${!PYENV_@}" PYTHONPATH PYTHONHOME; do
     [ "$v" = OS_CLIENT_CONFIG_FILE ] || unset "$v"
 done
 unset v
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 STATE=${STATE:-/srv/novalet-cloud}
 if [ -r "$STATE/settings" ]; then
