@@ -59,6 +59,7 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	if err != nil {
 		return err
 	}
+	atStage("unpacked")
 	f.progress.Store(d.off.Load())
 	for _, w := range res.Warnings {
 		log.Warn("image", "warning", w)

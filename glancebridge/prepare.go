@@ -91,7 +91,11 @@ func (s *Store) finishLocked(r *novalet.ImageRequest, rec *imageRecord, img *nov
 		return nil, tooSmall(rec.ID, fmt.Sprintf("the image unpacks to %d MiB, more than the flavor's disk of %d MiB; choose a larger flavor",
 			data>>20, r.MaxBytes>>20))
 	}
-	if err := decideKind(img, rec.HasConfig, r.Meta.Properties); err != nil {
+	props := r.Meta.Properties
+	if props == nil {
+		props = rec.Properties
+	}
+	if err := decideKind(img, rec.HasConfig, props); err != nil {
 		return nil, err
 	}
 	if err := s.leaseLocked(r.InstanceUUID, rec); err != nil {

@@ -16,6 +16,9 @@ import (
 	"github.com/novalet/novalet/internal/statefile"
 )
 
+// atStage is told of each step that a crash may come between; tests make one there.
+var atStage = func(string) {}
+
 // publish moves the layers of an image that was read whole and verified into the store, each by one rename, then
 // writes the image's record. Layers that were stored meanwhile by somebody else win over ours.
 func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, work string) error {
@@ -32,7 +35,7 @@ func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.Appl
 	}
 	img := &imageRecord{Version: recordVersion, ID: rec.ID, Name: rec.Name, Format: res.Format, Config: res.Config,
 		HasConfig: res.HasConfig, HashAlgo: rec.HashAlgo, HashValue: rec.HashValue, Download: rec.Size,
-		LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
+		Properties: rec.Properties, LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
 	for _, i := range res.Order {
 		p, a := streamed[i], byIndex[i]
 		if p == nil || a == nil || !validLayerID(p.ID) {
@@ -57,14 +60,17 @@ func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.Appl
 		if err := s.publishLayer(m, tree, a.Opaque, work); err != nil {
 			return err
 		}
+		atStage("layer published")
 		img.Layers = append(img.Layers, m.ID)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	img.Init = s.findInit(img.Layers)
+	atStage("before record")
 	if err := s.writeRecord(s.path("images", img.ID+".json"), img); err != nil {
 		return err
 	}
+	atStage("record written")
 	s.images[img.ID] = img
 	s.syncSoonLocked()
 	return nil
@@ -91,6 +97,7 @@ func (s *Store) publishLayer(m *layerMeta, tree string, opaque []string, work st
 	if err := s.writeRecord(filepath.Join(out, "meta.json"), m); err != nil {
 		return err
 	}
+	atStage("layer complete")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := unix.Renameat2(unix.AT_FDCWD, out, unix.AT_FDCWD, s.layerDir(m.ID), unix.RENAME_NOREPLACE)
@@ -263,6 +270,7 @@ func (s *Store) syncNow() {
 		if err == nil {
 			err = f.Close()
 		}
+		atStage("layer durable")
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			s.log.Error("mark layer durable", "layer", id, "err", err)
 		}

@@ -52,8 +52,10 @@ type imageRecord struct {
 	HashAlgo  string              `json:"os_hash_algo,omitempty"`
 	HashValue string              `json:"os_hash_value,omitempty"`
 	Download  int64               `json:"download"` // bytes
-	LastUsed  time.Time           `json:"last_used"`
-	Created   time.Time           `json:"created"`
+	// Properties are Glance's at the time, for requests that bring none.
+	Properties map[string]string `json:"properties,omitempty"`
+	LastUsed   time.Time         `json:"last_used"`
+	Created    time.Time         `json:"created"`
 }
 
 // leaseRecord is one file in leases/.
