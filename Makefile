@@ -7,7 +7,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-network tempest tempest-smoke test-vm clean need-go test-cloud
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-network clean need-go test-cloud
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,13 @@ cloud-down: ## remove it without a trace
 
 test-cloud: need-go ## the tests against the cloud that is up
 	@tests/run.sh cloud-tests
+
+bench-boot: build ## boots against stock nova-compute on the cloud that is up (ROUNDS=11)
+	@devstack/compute.sh start stock stock1
+	@NOVALET_CLOUD=$(STATE) $(GO) run ./tests/bench/boot $(if $(ROUNDS),-rounds $(ROUNDS)); rc=$$?; devstack/compute.sh stop stock stock1; exit $$rc
+
+bench-network: need-go ## instances' data path against plain veth and NAT
+	@$(GO) run ./tests/bench/network
 
 clean: ## remove what was built
 	rm -rf bin build $(SHIM)
