@@ -400,6 +400,49 @@ func TestSweepTouchesOurOwnOnly(t *testing.T) {
 	}
 }
 
+// TestNothingPassesAfterTheUnplug: also while the device still waits to be freed and the guest holds its end.
+func TestNothingPassesAfterTheUnplug(t *testing.T) {
+	hostNS(t)
+	p := newPlugger(t, Options{})
+	p.reap.delay = time.Hour
+	a, b := newNS(t), newNS(t)
+	va, vb := vif(portA, "fa:16:3e:00:00:0a", "10.78.0.10"), vif(portB, "fa:16:3e:00:00:0b", "10.78.0.11")
+	for _, r := range []*novalet.PlugRequest{{InstanceUUID: instA, VIF: va, NetNS: nsPath(a), Static: true}, {InstanceUUID: instB, VIF: vb, NetNS: nsPath(b), Static: true}} {
+		if err := p.Plug(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ping(a, "10.78.0.11"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Unplug(t.Context(), instA, va); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(state(t, a), "eth0") {
+		t.Fatal("the device is freed already: nothing is shown")
+	}
+	if err := inNetNS(a, func() error { return exec.Command("ping", "-c", "1", "-W", "1", "10.78.0.11").Run() }); err == nil {
+		t.Error("the instance still reaches its neighbour")
+	}
+}
+
+// TestReaperFreesOnlyWhatWasDiscarded: the number of a device may be another's by the time.
+func TestReaperFreesOnlyWhatWasDiscarded(t *testing.T) {
+	hostNS(t)
+	p := newPlugger(t, Options{})
+	if err := p.h.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := p.h.LinkByName("other0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reap.free(l)
+	if got := hostLinks(t, p); !slices.Equal(got, []string{"other0"}) {
+		t.Errorf("devices %v", got)
+	}
+}
+
 // TestSweepFreesWhatACrashLeft: a device that was discarded and never deleted.
 func TestSweepFreesWhatACrashLeft(t *testing.T) {
 	hostNS(t)

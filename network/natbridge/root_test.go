@@ -238,10 +238,14 @@ func testBridge(t *testing.T, iptables string) {
 		}
 	}
 	check("first")
-	// The outside has a route to the instance and still may not go there.
-	if got, err := l.ask(l.outside, addrA+":81", 500*time.Millisecond); err == nil {
-		t.Errorf("an unpublished port answers to the outside: %q", got)
+	// The outside has a route to the instance and still may not go there, also where the host forwards all else.
+	for _, policy := range []string{"DROP", "ACCEPT"} {
+		l.do(iptables, "-P", "FORWARD", policy)
+		if got, err := l.ask(l.outside, addrA+":81", 500*time.Millisecond); err == nil {
+			t.Errorf("policy %s: an unpublished port answers to the outside: %q", policy, got)
+		}
 	}
+	l.do(iptables, "-P", "FORWARD", "DROP")
 	with := l.rules(iptables)
 	l.must(b.Close())
 	l.must(b.Close())

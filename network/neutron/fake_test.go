@@ -49,6 +49,7 @@ type fakeNeutron struct {
 	quota         int                                     // ports of the project
 	fail          func(method, path string) (int, string) // status and NeutronError type
 	hangUp        string                                  // method whose answer is cut off after it was carried out
+	noFilters     bool                                    // something on the way drops the query
 }
 
 func newFake(t *testing.T) *fakeNeutron {
@@ -109,6 +110,9 @@ func (f *fakeNeutron) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	path := strings.TrimPrefix(r.URL.Path, "/v2.0/")
 	f.log = append(f.log, fmt.Sprintf("%s %s %s", who, r.Method, path))
+	if f.noFilters {
+		r.URL.RawQuery = ""
+	}
 	if token != "admin" && token != "user" {
 		f.refuse(w, http.StatusUnauthorized, "")
 		return
@@ -200,6 +204,9 @@ func (f *fakeNeutron) create(who string, list []any) ([]object, int, string) {
 		}
 		if _, asked := in["dns_name"]; asked && !slices.Contains(f.exts, "dns-integration") {
 			return nil, http.StatusBadRequest, "HTTPBadRequest"
+		}
+		if _, asked := in["dns_name"]; asked && who == "A" && f.networks[in["network_id"].(string)]["dns_domain"] != nil {
+			return nil, http.StatusConflict, "DNSDomainNotFound" // the zone is the user's
 		}
 		if len(f.ports)+len(list) > f.quota {
 			return nil, http.StatusConflict, "OverQuota"
