@@ -119,7 +119,17 @@ type Client struct {
 	closeOnce sync.Once
 
 	mu      sync.Mutex
-	pending map[string]chan *reply // by _msg_id
+	pending map[string]*waiter // by _msg_id
+}
+
+// waiter is a call that waits. Its results are guarded by Client.mu until done
+// is closed.
+type waiter struct {
+	beat    chan struct{} // something came; holds one
+	done    chan struct{} // closed when the answer is complete
+	ended   bool
+	result  json.RawMessage
+	failure *RemoteError
 }
 
 // NewClient starts consuming a reply queue on t. It does not wait for the
@@ -140,7 +150,7 @@ func NewClient(t Transport, o ClientOptions) (*Client, error) {
 	c := &Client{
 		transport: t, opt: o, log: logger(o.Logger),
 		slots: make(chan struct{}, o.MaxInFlight), closed: make(chan struct{}),
-		pending: map[string]chan *reply{},
+		pending: map[string]*waiter{},
 	}
 	var err error
 	c.replies, err = t.Consume(Queue{Name: o.ReplyQueue, Kind: ReplyQueue}, c.onReply)
@@ -190,9 +200,9 @@ func (c *Client) Call(ctx context.Context, to Target, method string, args any, r
 		return nil, err
 	}
 
-	answers := make(chan *reply, 16)
+	w := &waiter{beat: make(chan struct{}, 1), done: make(chan struct{})}
 	c.mu.Lock()
-	c.pending[msgID] = answers
+	c.pending[msgID] = w
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
@@ -218,8 +228,6 @@ func (c *Client) Call(ctx context.Context, to Target, method string, args any, r
 	timeout.Reason = "the broker has not confirmed the request"
 	monitor := newMonitor(o.monitor)
 	defer monitor.stop() // it runs from the confirmation on
-	var result json.RawMessage
-	var failure *RemoteError
 	for {
 		select {
 		case err := <-sent:
@@ -233,24 +241,16 @@ func (c *Client) Call(ctx context.Context, to Target, method string, args any, r
 			}
 			timeout.Sent, timeout.Reason = true, "the other side is slow, or its answer got lost"
 			monitor.restart()
-		case r := <-answers:
+		case <-w.beat:
 			monitor.restart()
-			if r.result != nil {
-				result = r.result
+		case <-w.done:
+			switch {
+			case w.failure != nil:
+				return nil, w.failure
+			case w.result == nil:
+				return json.RawMessage("null"), nil
 			}
-			if r.failure != nil {
-				failure = r.failure
-			}
-			if !r.ending {
-				continue
-			}
-			if failure != nil {
-				return nil, failure
-			}
-			if result == nil {
-				result = json.RawMessage("null")
-			}
-			return result, nil
+			return w.result, nil
 		case <-monitor.C():
 			timeout.Reason = "heartbeats of the other side ended"
 			timeout.After = time.Since(start)
@@ -346,29 +346,36 @@ func (c *Client) onReply(m *Message) {
 		c.log.Warn("dropped an unreadable reply", "bytes", len(m.Body), "error", err)
 		return
 	}
-	c.mu.Lock()
-	answers := c.pending[r.msgID]
-	c.mu.Unlock()
-	if answers == nil {
+	if !c.deliver(r) {
 		c.log.Debug("dropped a reply that nobody waits for", "msg_id", clip(r.msgID, 40))
-		return
+	}
+}
+
+// deliver adds r to what the call that waits for it has got, and reports
+// whether there is one. Heartbeats hold nothing; old servers send the payload
+// and the end in two messages.
+func (c *Client) deliver(r *reply) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.pending[r.msgID]
+	if w == nil || w.ended {
+		return false
+	}
+	if r.result != nil {
+		w.result = r.result
+	}
+	if r.failure != nil {
+		w.failure = r.failure
+	}
+	if r.ending {
+		w.ended = true
+		close(w.done)
 	}
 	select {
-	case answers <- r:
-	case <-c.closed:
+	case w.beat <- struct{}{}:
 	default:
-		// Only a flood of heartbeats fills the channel; the end must get in.
-		if r.ending {
-			select {
-			case <-answers:
-			default:
-			}
-			select {
-			case answers <- r:
-			default:
-			}
-		}
 	}
+	return true
 }
 
 // Close ends all waiting calls with ErrClosed and stops consuming. It may be

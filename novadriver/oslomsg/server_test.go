@@ -523,35 +523,36 @@ func TestHostileMessages(t *testing.T) {
 		body        []byte
 		compression string
 		runs        int
+		says        string // a word of the log line
 	}{
-		{"good", envelope(t, good), "", 1},
-		{"bare message", []byte(`{"method": "m", "version": "6.0"}`), "", 1},
-		{"gzip", gz(envelope(t, good)), "application/x-gzip", 1},
-		{"no args", envelope(t, map[string]any{"method": "m", "args": nil, "version": "6.0"}), "", 1},
-		{"odd contexts", envelope(t, map[string]any{"method": "m", "version": "6.0", "_context_": 1, "_context_roles": "x", "_timeout": "soon"}), "", 1},
-		{"odd ids", envelope(t, map[string]any{"method": "m", "version": "6.0", "_msg_id": 1, "_reply_q": []int{}, "_unique_id": nil}), "", 1},
-		{"huge timeout", envelope(t, map[string]any{"method": "m", "version": "6.0", "_timeout": 1e300, "_msg_id": "x", "_reply_q": "gone"}), "", 1},
-		{"empty", nil, "", 0},
-		{"no JSON", []byte("PING"), "", 0},
-		{"binary", []byte{0, 0xff, 0x80, 1}, "", 0},
-		{"null", []byte("null"), "", 0},
-		{"array", []byte("[1, 2]"), "", 0},
-		{"text", []byte(`"x"`), "", 0},
-		{"nested without end", []byte(deep), "", 0},
-		{"nested args", fmt.Appendf(nil, `{"method": "m", "version": "6.0", "args": {"a": %s%s}}`, deep, strings.Repeat("]", 100000)), "", 0},
-		{"envelope of another version", []byte(`{"oslo.version": "3.0", "oslo.message": "{}"}`), "", 0},
-		{"envelope of a newer minor", []byte(`{"oslo.version": "2.1", "oslo.message": "{}"}`), "", 0},
-		{"envelope without text", []byte(`{"oslo.version": "2.0", "oslo.message": {"method": "m"}}`), "", 0},
-		{"envelope version no text", []byte(`{"oslo.version": 2.0, "oslo.message": "{}"}`), "", 0},
-		{"inner no JSON", []byte(`{"oslo.version": "2.0", "oslo.message": "{"}`), "", 0},
-		{"no method", envelope(t, map[string]any{"args": map[string]any{}}), "", 0},
-		{"method no text", envelope(t, map[string]any{"method": 5}), "", 0},
-		{"args no object", envelope(t, map[string]any{"method": "m", "args": []int{1}}), "", 0},
-		{"too large", bytes.Repeat([]byte("x"), 1<<20+1), "", 0},
-		{"bomb", gz(bytes.Repeat([]byte(" "), 64<<20)), "application/x-gzip", 0},
-		{"broken gzip", []byte("x"), "application/x-gzip", 0},
-		{"broken bzip2", []byte("BZh9x"), "application/x-bz2", 0},
-		{"unknown compression", envelope(t, good), "application/zstd", 0},
+		{"good", envelope(t, good), "", 1, ""},
+		{"bare message", []byte(`{"method": "m", "version": "6.0"}`), "", 1, ""},
+		{"gzip", gz(envelope(t, good)), "application/x-gzip", 1, ""},
+		{"no args", envelope(t, map[string]any{"method": "m", "args": nil, "version": "6.0"}), "", 1, ""},
+		{"odd contexts", envelope(t, map[string]any{"method": "m", "version": "6.0", "_context_": 1, "_context_roles": "x", "_timeout": "soon"}), "", 1, ""},
+		{"odd ids", envelope(t, map[string]any{"method": "m", "version": "6.0", "_msg_id": 1, "_reply_q": []int{}, "_unique_id": nil}), "", 1, ""},
+		{"huge timeout", envelope(t, map[string]any{"method": "m", "version": "6.0", "_timeout": 1e300, "_msg_id": "x", "_reply_q": "gone"}), "", 1, ""},
+		{"empty", nil, "", 0, `read envelope`},
+		{"no JSON", []byte("PING"), "", 0, `invalid character`},
+		{"binary", []byte{0, 0xff, 0x80, 1}, "", 0, ""},
+		{"null", []byte("null"), "", 0, ""},
+		{"array", []byte("[1, 2]"), "", 0, ""},
+		{"text", []byte(`"x"`), "", 0, ""},
+		{"nested without end", []byte(deep), "", 0, ""},
+		{"nested args", fmt.Appendf(nil, `{"method": "m", "version": "6.0", "args": {"a": %s%s}}`, deep, strings.Repeat("]", 100000)), "", 0, `max depth`},
+		{"envelope of another version", []byte(`{"oslo.version": "3.0", "oslo.message": "{}"}`), "", 0, `version \"3.0\"`},
+		{"envelope of a newer minor", []byte(`{"oslo.version": "2.1", "oslo.message": "{}"}`), "", 0, `version \"2.1\"`},
+		{"envelope without text", []byte(`{"oslo.version": "2.0", "oslo.message": {"method": "m"}}`), "", 0, `message is no text`},
+		{"envelope version no text", []byte(`{"oslo.version": 2.0, "oslo.message": "{}"}`), "", 0, ""},
+		{"inner no JSON", []byte(`{"oslo.version": "2.0", "oslo.message": "{"}`), "", 0, ""},
+		{"no method", envelope(t, map[string]any{"args": map[string]any{}}), "", 0, `no method`},
+		{"method no text", envelope(t, map[string]any{"method": 5}), "", 0, ""},
+		{"args no object", envelope(t, map[string]any{"method": "m", "args": []int{1}}), "", 0, `args are no object`},
+		{"too large", bytes.Repeat([]byte("x"), 1<<20+1), "", 0, `larger than the limit`},
+		{"bomb", gz(bytes.Repeat([]byte(" "), 4<<20)), "application/x-gzip", 0, `bytes uncompressed`},
+		{"broken gzip", []byte("x"), "application/x-gzip", 0, `uncompress`},
+		{"broken bzip2", []byte("BZh9x"), "application/x-bz2", 0, ""},
+		{"unknown compression", envelope(t, good), "application/zstd", 0, `application/zstd`},
 	} {
 		before, lines := handled.Load(), log.count("")
 		m := &counter{}
@@ -562,6 +563,9 @@ func TestHostileMessages(t *testing.T) {
 		}
 		if n := log.count("") - lines; c.runs == 0 && n != 1 {
 			t.Errorf("%s: logged in %d lines", c.name, n)
+		}
+		if all := strings.Split(strings.TrimSpace(log.String()), "\n"); c.says != "" && !strings.Contains(all[len(all)-1], c.says) {
+			t.Errorf("%s: logged as %s", c.name, all[len(all)-1])
 		}
 	}
 }
