@@ -87,6 +87,9 @@ func (a *Agent) build(ctx context.Context, in *instance, op *novalet.Operation) 
 // run takes the steps. On error nothing is undone yet.
 func (b *boot) run(ctx context.Context) error {
 	b.registerUndo()
+	if err := b.possible(); err != nil {
+		return err
+	}
 	if err := b.claim(); err != nil {
 		return err
 	}
@@ -187,6 +190,19 @@ func (b *boot) registerUndo() {
 	if b.inst == nil {
 		b.inst, b.saved = in.view(), true
 	}
+}
+
+// possible refuses what no host of this kind can do.
+func (b *boot) possible() error {
+	for i := range b.args.BlockDevices {
+		if d := &b.args.BlockDevices[i]; d.DestinationType == "volume" {
+			return novalet.Faultf(novalet.ErrAbort, "InvalidVolume", "Volumes cannot be attached to container servers. Create the server from an image, without volumes.")
+		}
+	}
+	if b.args.Image.ID == "" {
+		return novalet.Faultf(novalet.ErrAbort, "ImageUnacceptable", "The server has no image. Create it from an image.")
+	}
+	return nil
 }
 
 // claim takes host CPUs when the flavor asks for its own. Everything else Placement has counted.

@@ -148,6 +148,33 @@ func TestCrashAtEachStep(t *testing.T) {
 	}
 }
 
+// What no host of this kind can do ends in ERROR with a text, and is not handed on.
+func TestImpossible(t *testing.T) {
+	for name, change := range map[string]func(*novalet.Operation){
+		"Volumes":  func(op *novalet.Operation) { op.Args.Build.BlockDevices[0].DestinationType = "volume" },
+		"no image": func(op *novalet.Operation) { op.Args.Build.Image.ID = "" },
+		"mixed": func(op *novalet.Operation) {
+			op.Instance.Flavor.ExtraSpecs = map[string]string{"hw:cpu_policy": "mixed"}
+		},
+		"quota:pids": func(op *novalet.Operation) { op.Instance.Flavor.ExtraSpecs = map[string]string{"quota:pids": "many"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			op := l.server(change, func(op *novalet.Operation) { op.Args.Build.MayReschedule = true })
+			l.submit(op)
+			l.await(op.Instance.UUID, novalet.VMError)
+			r := l.world.Row(op.Instance.UUID)
+			if len(r.Faults) != 1 || !strings.Contains(novalet.FaultText(r.Faults[0]), name) {
+				t.Errorf("faults %v, want one that names %q", r.Faults, name)
+			}
+			if len(l.world.Rescheduled()) > 0 || l.world.Allocated(op.Instance.UUID) {
+				t.Error("handed on, or its allocation is left")
+			}
+			l.checkNothingLeft(op.Instance.UUID)
+		})
+	}
+}
+
 // awaitAfterCrash is await without a look at the events: those of the killed process stay open.
 func (l *lab) awaitAfterCrash(uuid string, vm novalet.VMState) {
 	l.t.Helper()

@@ -128,7 +128,10 @@ func (a *Agent) execute(ctx context.Context, in *instance, op *novalet.Operation
 	in.mu.Unlock()
 	err := m.allowed(op, replayed)
 	if err != nil {
-		err = a.failed(ctx, in, op, m, err)
+		// Nothing was touched, so whatever it is it stays.
+		refused := *m
+		refused.errorOut = false
+		err = a.failed(ctx, in, op, &refused, err)
 	} else if err = m.run(a, ctx, in, op); err != nil && !m.own && !errors.Is(context.Cause(ctx), errShutdown) {
 		err = a.failed(ctx, in, op, m, err)
 	}
