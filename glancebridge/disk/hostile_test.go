@@ -238,6 +238,22 @@ func TestVMDKDescriptor(t *testing.T) {
 	}
 }
 
+func TestForeignPartition(t *testing.T) {
+	for _, c := range []struct {
+		off  int
+		text string
+		want string
+	}{
+		{512, "LABELONE", "LVM"}, {0, "LUKS\xba\xbe", "LUKS"}, {4096, "\xfc\x4e\x2b\xa9", "RAID"}, {3, "NTFS    ", "NTFS"},
+		{4086, "SWAPSPACE2", "swap"}, {1024, "\xe2\xe1\xf5\xe0", "EROFS"}, {0, "", "no known file system"},
+	} {
+		img := fixture(t, "gpt")
+		clear(img[1<<20 : 1<<20+4096])
+		copy(img[1<<20+c.off:], c.text)
+		refusal(t, walkBytes(t, img, Options{}), c.want)
+	}
+}
+
 func TestSniff(t *testing.T) {
 	for name, want := range map[string]Format{"ext2": Raw, "gpt": Raw, "mbr": Raw, "btrfs": Raw, "squashfs-xz": Raw, "qcow2": QCOW2, "vmdk": VMDK} {
 		img := fixture(t, name)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/novalet/novalet/glancebridge/disk/internal/disktest"
+	"github.com/novalet/novalet/internal/hosttest"
 )
 
 func TestSquashfs(t *testing.T) {
@@ -14,7 +15,7 @@ func TestSquashfs(t *testing.T) {
 	disktest.Tree(t, dir, disktest.Small)
 	want := disktest.FromDir(t, dir)
 	for _, args := range []string{
-		"-comp gzip", "-comp xz", "-comp lz4", "-comp zstd", "-comp lzma",
+		"-comp gzip", "-comp xz", "-comp lz4", "-comp zstd", "-comp lzma", "-comp lzo",
 		"-comp zstd -b 1M", "-comp gzip -b 4096", "-noI -noD -noF -noX", "-no-fragments", "-always-use-fragments", "-no-duplicates -noappend",
 	} {
 		t.Run(args, func(t *testing.T) {
@@ -37,4 +38,18 @@ func TestSquashfs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSquashfsKernel compares with what the kernel says of an image.
+func TestSquashfsKernel(t *testing.T) {
+	hosttest.RequireRoot(t)
+	disktest.Tool(t, "squashfs-tools", "mksquashfs")
+	dir := filepath.Join(t.TempDir(), "tree")
+	disktest.Tree(t, dir, disktest.Small)
+	img := filepath.Join(disktest.ImageDir(t), "img")
+	disktest.Run(t, "mksquashfs", dir, img, "-no-progress", "-quiet", "-comp", "gzip")
+	mnt, end := mount(t, img, "ro")
+	want := disktest.FromDir(t, mnt)
+	end()
+	disktest.Compare(t, want, disktest.FromWalk(t, mustOpen(t, img, Options{}).Walk), disktest.Ignore{})
 }

@@ -379,14 +379,14 @@ func (o *overlay) plain(off, n int64) (int64, write, bool) {
 }
 
 // Span is that of the disk below, cut short around blocks from the journal.
-func (o *overlay) Span(off int64) (int64, bool, error) {
-	n, data, err := o.Disk.Span(off)
+func (o *overlay) Span(off, length int64) (int64, bool, error) {
+	n, data, err := o.Disk.Span(off, length)
 	if err != nil || data {
 		return n, data, err
 	}
 	plain, _, ok := o.plain(off, n)
 	if ok {
-		return o.bs - off%o.bs, true, nil
+		return min(o.bs-off%o.bs, n), true, nil
 	}
 	return plain, false, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/novalet/novalet/glancebridge/disk/internal/lz4"
 	"github.com/novalet/novalet/glancebridge/disk/internal/lzma"
+	"github.com/novalet/novalet/glancebridge/disk/internal/lzo"
 	"github.com/novalet/novalet/glancebridge/disk/internal/verdict"
 	"github.com/novalet/novalet/glancebridge/disk/internal/zst"
 )
@@ -27,11 +28,11 @@ func newUnpacker(kind uint16) (unpacker, error) {
 	case 2:
 		return &xz{alone: true}, nil
 	case 3:
-		return nil, verdict.Unsupported(pack, "squashfs: LZO compression is not read")
+		return lz{lzo.Block}, nil
 	case 4:
 		return &xz{}, nil
 	case 5:
-		return lz{}, nil
+		return lz{lz4.Block}, nil
 	case 6:
 		dec, err := zst.New(maxBlock)
 		if err != nil {
@@ -99,9 +100,11 @@ func (x *xz) unpack(out, in []byte) (int, error) {
 	return d.XZ(out, in)
 }
 
-type lz struct{}
+type lz struct {
+	block func(out, in []byte) (int, error)
+}
 
-func (lz) unpack(out, in []byte) (int, error) { return lz4.Block(out, in) }
+func (l lz) unpack(out, in []byte) (int, error) { return l.block(out, in) }
 
 type zstd struct{ dec *zst.Decoder }
 

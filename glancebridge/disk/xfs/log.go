@@ -40,11 +40,11 @@ func (f *FS) log(ctx context.Context, s []byte) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, data, err := d.Span(at + off)
+		n, data, err := d.Span(at+off, size-off)
 		if err != nil {
 			return err
 		}
-		if n = min(n, size-off); !data && n >= logSector {
+		if !data && n >= logSector {
 			off += n &^ (logSector - 1)
 			continue
 		}

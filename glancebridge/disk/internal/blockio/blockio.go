@@ -14,9 +14,9 @@ import (
 type Disk interface {
 	io.ReaderAt
 	Size() int64
-	// Span says for how many bytes from off on (at least 1 inside the disk) the disk either stores data or is known
-	// to be zero without storing anything.
-	Span(off int64) (n int64, data bool, err error)
+	// Span says for how many of the n bytes at off (at least 1, when n is and off lies inside the disk) the disk either
+	// stores data or is known to be zero without storing anything.
+	Span(off, n int64) (length int64, data bool, err error)
 }
 
 // Inside says whether n bytes at off lie within size bytes.
@@ -48,7 +48,7 @@ func (d *raw) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func (d *raw) Span(off int64) (int64, bool, error) { return d.size - off, true, nil }
+func (d *raw) Span(off, n int64) (int64, bool, error) { return min(n, d.size-off), true, nil }
 
 type section struct {
 	d         Disk
@@ -70,7 +70,6 @@ func (s *section) ReadAt(p []byte, off int64) (int, error) {
 	return s.d.ReadAt(p, s.off+off)
 }
 
-func (s *section) Span(off int64) (int64, bool, error) {
-	n, data, err := s.d.Span(s.off + off)
-	return min(n, s.size-off), data, err
+func (s *section) Span(off, n int64) (int64, bool, error) {
+	return s.d.Span(s.off+off, min(n, s.size-off))
 }

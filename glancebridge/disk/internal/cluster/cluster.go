@@ -59,13 +59,10 @@ func New(file blockio.Disk, bits uint, size int64, find func(n int64) (Cell, err
 // Size is the virtual size in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// spanClusters bounds how far one Span looks.
-const spanClusters = 4096
-
 // Span goes on while clusters are all stored or all not.
-func (d *Disk) Span(off int64) (int64, bool, error) {
-	first := off >> d.bits
-	end := min((d.size+d.cluster-1)>>d.bits, first+spanClusters)
+func (d *Disk) Span(off, length int64) (int64, bool, error) {
+	length = min(length, d.size-off)
+	first, end := off>>d.bits, (off+length+d.cluster-1)>>d.bits
 	c, err := d.find(first)
 	if err != nil {
 		return 0, false, err
@@ -80,7 +77,7 @@ func (d *Disk) Span(off int64) (int64, bool, error) {
 			break
 		}
 	}
-	return min(n<<d.bits, d.size) - off, data, nil
+	return min(n<<d.bits-off, length), data, nil
 }
 
 // job is a part of one compressed cluster: the bytes from in on that fit dst.

@@ -198,14 +198,14 @@ func (m *Mapped) find(off int64) (Run, error) {
 	if !blockio.Inside(r.Phys, r.Len, m.d.Size()) {
 		return r, verdict.Cut("a file has its data at byte %d of %d", r.Phys, m.d.Size())
 	}
-	n, data, err := m.d.Span(r.Phys)
+	n, data, err := m.d.Span(r.Phys, r.Len)
 	if err != nil {
 		return r, err
 	}
-	if n <= 0 {
+	if n <= 0 || n > r.Len {
 		return r, verdict.Damaged("the disk has an empty piece")
 	}
-	r.Len = min(r.Len, n)
+	r.Len = n
 	if !data {
 		r.Phys = Hole
 	}

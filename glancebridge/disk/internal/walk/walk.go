@@ -107,7 +107,7 @@ type walker struct {
 	held    int64
 	data    int64
 	bytes   int64
-	links   map[uint64]*link
+	links   map[uint64]link
 	seen    map[uint64]struct{} // directories
 	stack   []*dir
 	buf     []byte
@@ -117,7 +117,7 @@ type walker struct {
 // the context or the file system.
 func Walk(ctx context.Context, fs FS, lim Limits, sink layer.Sink) error {
 	fs.Bind(ctx)
-	w := &walker{ctx: ctx, fs: fs, lim: lim, sink: sink, links: map[uint64]*link{}, seen: map[uint64]struct{}{}}
+	w := &walker{ctx: ctx, fs: fs, lim: lim, sink: sink, links: map[uint64]link{}, seen: map[uint64]struct{}{}}
 	root, err := fs.Stat(fs.Root())
 	if err != nil {
 		return err
@@ -306,7 +306,9 @@ func (w *walker) link(d *dir, e dirent, n *Node) (bool, error) {
 		n.Linkname = l.dir.path(l.name)
 		n.Type = layer.TypeHardlink
 		n.Size = 0
-		if l.left--; l.left == 0 {
+		if l.left--; l.left > 0 {
+			w.links[n.ID] = l
+		} else {
 			delete(w.links, n.ID)
 			w.held -= held + int64(len(l.name))
 		}
@@ -320,6 +322,6 @@ func (w *walker) link(d *dir, e dirent, n *Node) (bool, error) {
 	if err := w.hold(need); err != nil {
 		return false, err
 	}
-	w.links[n.ID] = &link{dir: d, name: e.name, left: n.Links - 1}
+	w.links[n.ID] = link{dir: d, name: e.name, left: n.Links - 1}
 	return false, nil
 }
