@@ -140,7 +140,7 @@ func TestAttackLeakedDescriptors(t *testing.T) {
 	file := canary(t)
 	for _, id := range []string{"app", "machine"} {
 		te.try(t, id, "fds")
-		for fd := 3; fd <= 64; fd++ {
+		for _, fd := range []int{3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 31, 64} {
 			for _, dir := range []string{"/proc/self/fd/%d", "/proc/1/fd/%d", "/proc/self/fd/%d/../.."} {
 				var out bytes.Buffer
 				code, err := te.Exec(te.ctx(), id, &novalet.ExecSpec{Stdout: &out, Process: novalet.ProcessSpec{
@@ -148,9 +148,6 @@ func TestAttackLeakedDescriptors(t *testing.T) {
 				if err == nil && code == 0 || strings.Contains(out.String(), "host secret") {
 					t.Errorf("%s: working directory "+dir+": %q", id, fd, out.String())
 				}
-			}
-			if fd == 12 && testing.Short() {
-				break
 			}
 		}
 	}
@@ -186,18 +183,15 @@ func TestAttackLinksInTheImage(t *testing.T) {
 	ctx := te.ctx()
 	file := canary(t)
 	dir := filepath.Dir(file)
+	layers := busybox(t)
 	for _, kind := range []novalet.Kind{novalet.KindApplication, novalet.KindMachine} {
 		for _, name := range []string{"dev", "proc", "sys", "run", "etc", "tmp", "config"} {
 			for _, target := range []string{dir, "/proc/1/root" + dir, "../../../../../../" + dir, "/proc/self/cwd", "/"} {
-				layers := busybox(t)
-				place := filepath.Join(layers[0].Path, name)
-				if err := os.RemoveAll(place); err != nil {
+				top := t.TempDir()
+				if err := errors.Join(os.Chmod(top, 0o755), os.Symlink(target, filepath.Join(top, name))); err != nil {
 					t.Fatal(err)
 				}
-				if err := os.Symlink(target, place); err != nil {
-					t.Fatal(err)
-				}
-				spec := app(layers, "echo changed >"+file+"; echo changed >/"+name+"/canary; sleep 1000")
+				spec := app(append(layers[:1:1], novalet.Layer{DiffID: "sha256:link", Path: top}), "echo changed >"+file+"; echo changed >/"+name+"/canary; sleep 1000")
 				spec.Kind = kind
 				spec.Files = []novalet.File{{Path: "/etc/hosts", Data: []byte("x")}, {Path: "/etc/canary", Data: []byte("changed")}, {Path: "/tmp/canary", Data: []byte("changed")}}
 				spec.Trees = []novalet.Tree{{Path: "/config", Files: []novalet.File{{Path: "canary", Data: []byte("changed")}}}}

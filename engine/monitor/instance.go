@@ -31,6 +31,7 @@ type instance struct {
 	dir     *os.File // the instance's directory
 	cgroups []cgroupDir
 	console *console
+	ready   chan struct{} // closed when the creation is over, well or not
 
 	// op serialises start, stop and the restart after a reboot.
 	op sync.Mutex
@@ -78,16 +79,15 @@ func (k *keeper) create(id string, m *wire.Create, fds *[]int) (*instance, error
 	if id == "" || m.UIDBase == 0 || m.UIDSize == 0 {
 		return nil, &wire.Error{Code: wire.CodeInternal, Detail: "create: incomplete"}
 	}
-	in := &instance{k: k, id: id, slot: m.Slot, spec: *m, state: wire.StateCreated, userns: -1, netns: -1, exited: make(chan struct{})}
-	in.op.Lock()
-	defer in.op.Unlock()
-	k.mu.Lock()
-	if old := k.instances[id]; old != nil {
-		k.mu.Unlock()
-		// Wait for a creation under way.
-		old.op.Lock()
-		defer old.op.Unlock()
+	in := &instance{k: k, id: id, slot: m.Slot, spec: *m, state: wire.StateCreated, userns: -1, netns: -1, exited: make(chan struct{}), ready: make(chan struct{})}
+	defer close(in.ready)
+	if old := k.get(id); old != nil {
 		return old, nil
+	}
+	k.mu.Lock()
+	if k.instances[id] != nil {
+		k.mu.Unlock()
+		return nil, &wire.Error{Code: wire.CodeState, Detail: "it is being created by another request"}
 	}
 	if len(k.instances) >= k.cfg.Capacity {
 		k.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
 	"os"
 	"os/signal"
 	"strconv"
@@ -215,7 +216,10 @@ func (k *keeper) handle(c *wire.Conn, req *wire.Request, fds *[]int) (body any, 
 		return nil, nil, k.forget(in)
 	case wire.OpUserNS:
 		fd, err := in.userNS()
-		return nil, []int{fd}, err
+		if err != nil {
+			return nil, nil, err
+		}
+		return nil, []int{fd}, nil
 	case wire.OpExec:
 		var m wire.Exec
 		if err := decode(req, &m); err != nil {
@@ -235,18 +239,38 @@ func decode(req *wire.Request, v any) error {
 	return nil
 }
 
+// get returns an instance once its creation is over.
 func (k *keeper) get(id string) *instance {
+	k.mu.Lock()
+	in := k.instances[id]
+	k.mu.Unlock()
+	if in == nil {
+		return nil
+	}
+	<-in.ready
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.instances[id]
 }
 
+// list describes all instances. Those that are being made, by a request whose agent may have gone, are waited for:
+// an agent that takes over has to see them.
 func (k *keeper) list() []*wire.Status {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	out := make([]*wire.Status, 0, len(k.instances))
+	var ins []*instance
 	for _, in := range k.instances {
-		out = append(out, in.status())
+		ins = append(ins, in)
+	}
+	k.mu.Unlock()
+	out := make([]*wire.Status, 0, len(ins))
+	for _, in := range ins {
+		<-in.ready
+		k.mu.Lock()
+		known := k.instances[in.id] == in
+		k.mu.Unlock()
+		if known {
+			out = append(out, in.status())
+		}
 	}
 	return out
 }
