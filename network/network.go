@@ -36,6 +36,9 @@ type Options struct {
 	// DatapathOffload leaves checksum offload on with the userspace datapath, for hosts whose switch runs with
 	// userspace-tso-enable.
 	DatapathOffload bool
+	// Owner tells several agents of one host apart, as on a developer's machine: Sweep leaves alone what another one
+	// plugged. "" is right where there is one.
+	Owner string
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
@@ -277,6 +280,22 @@ const goneAlias = aliasPrefix + "gone"
 
 func alias(instanceUUID, portID string) string { return aliasPrefix + instanceUUID + ":" + portID }
 
+// mark is the alias of a device of this agent: another one on the same host must not sweep it away.
+func (p *Plugger) mark(instanceUUID, portID string) string {
+	if p.o.Owner == "" {
+		return alias(instanceUUID, portID)
+	}
+	return alias(instanceUUID, portID) + ":" + p.o.Owner
+}
+
+// ownerOf returns the agent that a mark names; "" is the host's only one.
+func ownerOf(text string) string {
+	if f := strings.SplitN(strings.TrimPrefix(text, aliasPrefix), ":", 3); len(f) == 3 {
+		return f[2]
+	}
+	return ""
+}
+
 // mine: the device was made for this port, and for this instance if one is named.
 func mine(text, instanceUUID, portID string) bool {
 	inst, port, ok := parseAlias(text)
@@ -289,6 +308,7 @@ func parseAlias(text string) (instanceUUID, portID string, ok bool) {
 		return "", "", false
 	}
 	instanceUUID, portID, ok = strings.Cut(rest, ":")
+	portID, _, _ = strings.Cut(portID, ":") // the owner follows
 	return instanceUUID, portID, ok && uuidRE.MatchString(instanceUUID) && uuidRE.MatchString(portID)
 }
 

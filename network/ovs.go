@@ -40,13 +40,13 @@ func (p *Plugger) userspace(ctx context.Context, v *novalet.VIF) (bool, error) {
 }
 
 // externalIDs is how the L2 agent, or OVN, finds the port.
-func externalIDs(r *novalet.PlugRequest) map[string]string {
+func (p *Plugger) externalIDs(r *novalet.PlugRequest) map[string]string {
 	return map[string]string{
 		"iface-id":     r.VIF.ID,
 		"iface-status": "active",
 		"attached-mac": r.VIF.Address,
 		"vm-uuid":      r.InstanceUUID,
-		markKey:        alias(r.InstanceUUID, r.VIF.ID),
+		markKey:        p.mark(r.InstanceUUID, r.VIF.ID),
 	}
 }
 
@@ -67,7 +67,7 @@ func (p *Plugger) ensureTrunk(ctx context.Context, r *novalet.PlugRequest) error
 	var datapath string
 	_ = json.Unmarshal(r.VIF.Details["datapath_type"], &datapath)
 	return p.ovs.AddBridge(ctx, ovsdb.Bridge{Name: r.VIF.Network.Bridge, Datapath: datapath},
-		map[string]string{markKey: alias(r.InstanceUUID, r.VIF.ID)})
+		map[string]string{markKey: p.mark(r.InstanceUUID, r.VIF.ID)})
 }
 
 // plugOVS puts the host's end into the switch.
@@ -96,7 +96,7 @@ func (p *Plugger) plugOVS(ctx context.Context, r *novalet.PlugRequest, ns *os.Fi
 			return err
 		}
 	}
-	return p.ovs.AddPort(ctx, ovsdb.Port{Bridge: r.VIF.Network.Bridge, Name: tapName(r.VIF.ID), ExternalIDs: externalIDs(r)})
+	return p.ovs.AddPort(ctx, ovsdb.Port{Bridge: r.VIF.Network.Bridge, Name: tapName(r.VIF.ID), ExternalIDs: p.externalIDs(r)})
 }
 
 // plugHybrid makes port -> tap -> bridge qbr -> qvb = qvo -> switch. Neutron's agent filters on the tap by iptables, so
@@ -106,7 +106,7 @@ func (p *Plugger) plugHybrid(ctx context.Context, r *novalet.PlugRequest, ns *os
 	if err != nil {
 		return err
 	}
-	id, mark := r.VIF.ID, alias(r.InstanceUUID, r.VIF.ID)
+	id, mark := r.VIF.ID, p.mark(r.InstanceUUID, r.VIF.ID)
 	bridge, err := p.ensureBridge(qbrName(id), mtu(r.VIF), bridgeOptions{alias: mark, hub: true})
 	if err != nil {
 		return err
@@ -147,7 +147,7 @@ func (p *Plugger) plugHybrid(ctx context.Context, r *novalet.PlugRequest, ns *os
 	if err := p.plugPair(r, ns, bridge); err != nil {
 		return err
 	}
-	return p.ovs.AddPort(ctx, ovsdb.Port{Bridge: r.VIF.Network.Bridge, Name: qvoName(id), ExternalIDs: externalIDs(r)})
+	return p.ovs.AddPort(ctx, ovsdb.Port{Bridge: r.VIF.Network.Bridge, Name: qvoName(id), ExternalIDs: p.externalIDs(r)})
 }
 
 // ensurePatch makes the pair of devices between bridge and switch.

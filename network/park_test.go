@@ -113,3 +113,25 @@ func TestUnplugParked(t *testing.T) {
 		return a != nil && b != nil
 	})
 }
+
+// TestSweepLeavesOtherAgentsAlone: two agents of one host do not remove each other's ports.
+func TestSweepLeavesOtherAgentsAlone(t *testing.T) {
+	hostNS(t)
+	one, two := newPlugger(t, Options{}), newPlugger(t, Options{Owner: "demo"})
+	for i, p := range []*Plugger{one, two} {
+		v := vif([]string{portA, portB}[i], "fa:16:3e:00:00:0a", "10.78.0.5")
+		if err := p.Plug(t.Context(), &novalet.PlugRequest{InstanceUUID: instA, VIF: v, NetNS: nsPath(newNS(t)), Index: 0}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	removed, err := two.Sweep(t.Context(), nil)
+	if err != nil || len(removed) != 1 || removed[0] != tapName(portB) {
+		t.Fatalf("the second agent swept %v, %v", removed, err)
+	}
+	if _, err := netlink.LinkByName(tapName(portA)); err != nil {
+		t.Errorf("the first agent's port is gone: %v", err)
+	}
+	if removed, err = one.Sweep(t.Context(), nil); err != nil || len(removed) != 1 || removed[0] != tapName(portA) {
+		t.Errorf("the first agent swept %v, %v", removed, err)
+	}
+}

@@ -121,7 +121,7 @@ func (p *Plugger) detour(link netlink.Link, r *novalet.PlugRequest, l *limits) e
 			return fmt.Errorf("create device %s: it vanished (%w)", name, err)
 		}
 	}
-	if err := p.settle(ifb, settings{alias: alias(r.InstanceUUID, r.VIF.ID), mtu: ifb.Attrs().MTU}); err != nil {
+	if err := p.settle(ifb, settings{alias: p.mark(r.InstanceUUID, r.VIF.ID), mtu: ifb.Attrs().MTU}); err != nil {
 		return err
 	}
 	if err := p.bucket(ifb, l); err != nil {

@@ -37,7 +37,7 @@ func (p *Plugger) sweep(ctx context.Context, keep map[string]bool, remove bool) 
 	}
 	for name, mark := range switched {
 		inst, port, ok := parseAlias(mark)
-		if !ok || keep[inst] {
+		if !ok || keep[inst] || ownerOf(mark) != p.o.Owner {
 			continue
 		}
 		if remove {
@@ -60,7 +60,7 @@ func (p *Plugger) sweep(ctx context.Context, keep map[string]bool, remove bool) 
 			continue
 		}
 		inst, port, ok := parseAlias(a.Alias)
-		if !ok || keep[inst] {
+		if !ok || keep[inst] || ownerOf(a.Alias) != p.o.Owner {
 			continue
 		}
 		if remove {

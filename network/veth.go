@@ -47,7 +47,7 @@ func (p *Plugger) plugPair(r *novalet.PlugRequest, ns *os.File, bridge int) erro
 			return err
 		}
 	}
-	return p.settle(link, settings{alias: alias(r.InstanceUUID, r.VIF.ID), master: bridge, mtu: mtu(r.VIF)})
+	return p.settle(link, settings{alias: p.mark(r.InstanceUUID, r.VIF.ID), master: bridge, mtu: mtu(r.VIF)})
 }
 
 // makePair creates the two devices in one message. With more than one queue the kernel would wait for a grace period

@@ -14,11 +14,10 @@ passed=0 failed=0 skipped=0 bad=()
 export PATH=$PATH:/usr/sbin:/sbin
 
 # packages GROUP: install what a step needs, if anything is missing.
-UNIT_PKGS=
-LINT_PKGS="shellcheck"
-ROOT_PKGS="busybox-static mmdebstrap iproute2 iptables e2fsprogs xfsprogs btrfs-progs squashfs-tools qemu-utils gdisk fdisk xz-utils zstd bzip2 acl attr libcap2-bin openvswitch-switch procps util-linux ethtool iputils-ping curl"
-DEMO_PKGS="busybox-static mmdebstrap iproute2 iptables e2fsprogs iputils-ping"
-CLOUD_PKGS="busybox-static mmdebstrap openssh-client curl iputils-ping chromium"
+LINT_PKGS=(shellcheck)
+ROOT_PKGS=(busybox-static mmdebstrap iproute2 iptables e2fsprogs xfsprogs btrfs-progs squashfs-tools qemu-utils gdisk fdisk xz-utils zstd bzip2 acl attr libcap2-bin openvswitch-switch procps util-linux ethtool iputils-ping curl)
+DEMO_PKGS=(busybox-static mmdebstrap iproute2 iptables e2fsprogs iputils-ping)
+CLOUD_PKGS=(busybox-static mmdebstrap openssh-client curl iputils-ping chromium)
 packages() {
     local p missing=()
     for p in "$@"; do
@@ -32,7 +31,7 @@ packages() {
     echo "   installing ${missing[*]}"
     # Nothing that a package brings may start by itself.
     local policy=/usr/sbin/policy-rc.d made=
-    [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy; chmod 755 $policy; made=1; }
+    [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 755 $policy; made=1; }
     { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$out/apt.log" 2>&1
     local rc=$?
     [ -z "$made" ] || rm -f $policy
@@ -62,16 +61,16 @@ gotest() {
     return $rc
 }
 
-step_packages() { packages $UNIT_PKGS $LINT_PKGS $ROOT_PKGS $CLOUD_PKGS && devstack/install.sh; }
-step_packages_demo() { packages $DEMO_PKGS; }
+step_packages() { packages "${LINT_PKGS[@]}" "${ROOT_PKGS[@]}" "${CLOUD_PKGS[@]}" && devstack/install.sh; }
+step_packages_demo() { packages "${DEMO_PKGS[@]}"; }
 
 step_lint() {
     local rc=0 x
-    x=$(gofmt -l $(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); [ -z "$x" ] || { echo "   not gofmt-clean: $x"; rc=1; }
+    x=$(gofmt -l .); [ -z "$x" ] || { echo "   not gofmt-clean: $x"; rc=1; }
     "$GO" vet ./... || rc=1
     "$GO" run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./... || rc=1
     if command -v shellcheck >/dev/null; then
-        shellcheck -x $(git ls-files '*.sh' .ci/run 2>/dev/null) || rc=1
+        find . -name '*.sh' -not -path './build/*' -print0 | xargs -0 shellcheck -x .ci/run || rc=1
     else
         echo "   shellcheck is not installed"; rc=1
     fi
@@ -85,7 +84,7 @@ step_race() {
 }
 step_build() { make --no-print-directory build GO="$GO"; }
 step_root() {
-    packages $ROOT_PKGS || return 1
+    packages "${ROOT_PKGS[@]}" || return 1
     NOVALET_ROOT_TESTS=1 gotest root.log -p 1 -count=1 -timeout 20m ./engine/... ./glancebridge/... ./network/... ./internal/... ./agent/... ./cmd/...
 }
 step_fuzz() {
@@ -111,7 +110,7 @@ step_fuzz() {
 }
 cloud_up=
 step_cloud() {
-    packages $CLOUD_PKGS || return 1
+    packages "${CLOUD_PKGS[@]}" || return 1
     devstack/install.sh || return 1
     # A cloud that somebody left is not the one to test.
     [ ! -e "$STATE/.novalet-cloud" ] || devstack/down.sh --wipe || return 1
@@ -157,7 +156,7 @@ for s in "$@"; do
     case $s in
         all) all ;;
         unit) step unit 3 ;;
-        lint) packages $LINT_PKGS && step lint 3 ;;
+        lint) packages "${LINT_PKGS[@]}" && step lint 3 ;;
         race) step race 5 ;;
         fuzz) step fuzz 10 ;;
         root) step build 2 && step root 12 ;;

@@ -184,14 +184,14 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 		return nil, err
 	}
 	if h.engine, err = engine.Open(engine.Options{StateDir: s.stateDir, RunDir: s.runDir, ShimPath: s.shimPath,
-		UIDBase: uint32(s.idBase), UIDMax: imageIDs - 1, MaxInstances: s.maxInstances, Logger: log}); err != nil {
+		CgroupRoot: s.cgroupRoot, UIDBase: uint32(s.idBase), UIDMax: imageIDs - 1, MaxInstances: s.maxInstances, Logger: log}); err != nil {
 		return nil, fmt.Errorf("open the engine: %w", err)
 	}
 	if h.images, err = glancebridge.Open(glancebridge.Options{Dir: filepath.Join(s.stateDir, "images"), Glance: svc.glance, Logger: log,
 		IDBase: imageIDs, KeepUnused: s.imageKeepUnused, MinAge: s.imageMinAge}); err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)
 	}
-	if h.plugger, err = network.New(network.Options{OVSDB: s.ovsdb, Logger: log}); err != nil {
+	if h.plugger, err = network.New(network.Options{OVSDB: s.ovsdb, Owner: owner(s.stateDir), Logger: log}); err != nil {
 		return nil, fmt.Errorf("open the network: %w", err)
 	}
 	d := s.driver

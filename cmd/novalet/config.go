@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"net"
@@ -25,6 +26,7 @@ type settings struct {
 	runDir                string // [novalet] run_dir: sockets of the keepers
 	socket                string // [novalet] socket
 	shimPath              string // [novalet] shim_path
+	cgroupRoot            string // [novalet] cgroup_root
 	logLevel              slog.Level
 	bus                   oslomsg.Options
 	driver                novadriver.Options
@@ -58,7 +60,7 @@ func readSettings(files, dirs []string) (*settings, error) {
 		s.myIP = defaultAddress()
 	}
 	s.statePath = cfg.String("DEFAULT", "state_path", "/var/lib/nova")
-	s.stateDir = cfg.String("novalet", "state_dir", "/var/lib/novalet")
+	s.stateDir = cfg.String("novalet", "state_dir", defaultState)
 	s.runDir = cfg.String("novalet", "run_dir", "/run/novalet")
 	if cfg.Has("novalet", "state_dir") && !cfg.Has("novalet", "run_dir") {
 		s.runDir = filepath.Join(s.stateDir, "run")
@@ -71,6 +73,10 @@ func readSettings(files, dirs []string) (*settings, error) {
 		}
 	}
 	s.shimPath = cfg.String("novalet", "shim_path", "")
+	s.cgroupRoot = cfg.String("novalet", "cgroup_root", "")
+	if s.cgroupRoot == "" {
+		s.cgroupRoot = cgroupRootFor(s.stateDir)
+	}
 	s.idBase = cfg.IntRange("novalet", "id_base", 1<<20, 1<<16, 1<<31-1)
 	s.maxInstances = cfg.IntRange("novalet", "max_instances", 0, 0, 32000)
 	if cfg.Bool("DEFAULT", "debug", false) {
@@ -201,6 +207,25 @@ func (s *settings) readServices(cfg *osloconf.Config) {
 	}
 	s.glance.CAFile = cfg.String("glance", "cafile", s.glance.CAFile)
 	s.glance.Insecure = cfg.Bool("glance", "insecure", s.glance.Insecure)
+}
+
+// defaultState is where the only agent of a host keeps its state.
+const defaultState = "/var/lib/novalet"
+
+// owner tells agents of one host apart by their state; "" is the usual one.
+func owner(stateDir string) string {
+	if stateDir == defaultState {
+		return ""
+	}
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(stateDir)))[:8]
+}
+
+// cgroupRootFor keeps agents with different state in sub-trees of their own.
+func cgroupRootFor(stateDir string) string {
+	if o := owner(stateDir); o != "" {
+		return "novalet-" + o
+	}
+	return "novalet"
 }
 
 // hypervisorVersion makes Nova's number of a version text: major*1000000 + minor*1000 + patch.

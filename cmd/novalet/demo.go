@@ -123,7 +123,8 @@ func (d *demo) open(ctx context.Context, log *slog.Logger) (stop func() error, e
 	}
 	undo = append(undo, func() error { return os.RemoveAll(d.dir) })
 	s := &settings{host: "demo", stateDir: d.dir, statePath: d.dir, runDir: filepath.Join(d.dir, "run"), socket: filepath.Join(d.dir, "novalet.sock"),
-		idBase: 1 << 20, agent: agent.DefaultConfig(), imageMinAge: 24 * time.Hour}
+		// Ids that no agent with the usual options gives out.
+		idBase: 1 << 29, cgroupRoot: cgroupRootFor(d.dir), agent: agent.DefaultConfig(), imageMinAge: 24 * time.Hour}
 	s.driver = novadriver.Options{Host: "demo", MyIP: "127.0.0.1", StateDir: d.dir, HypervisorVersion: hypervisorVersion(version)}
 	bus := membus.New()
 	if d.cloud, err = minicloud.New(minicloud.Options{Bus: bus, Host: "demo", Logger: log}); err != nil {

@@ -45,6 +45,14 @@ func TestAllocateAsksOnceWhenEverythingIsKnown(t *testing.T) {
 	if got := f.requests(); !slices.Equal(got, []string{"A POST ports"}) {
 		t.Errorf("second boot: %q", got)
 	}
+	// The network gets another subnet while the old ones are remembered.
+	delete(f.subnets, subnetB)
+	f.subnet("58c14c15-153a-4fd5-91a8-917c9120d2ab", netB, "10.79.0.0/22", "10.79.0.1")
+	info, err = a.Allocate(t.Context(), request(novalet.NetworkRequest{NetworkID: netB}))
+	if err != nil || len(info[0].Network.Subnets) != 1 || info[0].Network.Subnets[0].CIDR != "10.79.0.0/22" {
+		t.Errorf("new subnet: %+v, %v", info, err)
+	}
+	f.requests()
 	a.Invalidate(netB)
 	if _, err := a.Allocate(t.Context(), request(novalet.NetworkRequest{NetworkID: netB})); err != nil {
 		t.Fatal(err)

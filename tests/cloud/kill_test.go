@@ -40,7 +40,7 @@ func tickImage(t testing.TB, u *user) string {
 func TestKillRunning(t *testing.T) {
 	u := as(t, "demo")
 	s := boot(t, u, bootOpts{image: tickImage(t, u), noNet: true})
-	waitLog(t, u, s.ID, "tick 3\r\n", long)
+	waitLog(t, u, s.ID, "tick 3\n", long)
 	was := initPID(t, s.ID)
 	var gone time.Time
 	kill9(t, func() { gone = time.Now(); time.Sleep(3 * time.Second) })
@@ -49,9 +49,9 @@ func TestKillRunning(t *testing.T) {
 	}
 	// What was printed while no agent ran must be there.
 	n := int(time.Since(gone).Seconds())
-	log := waitLog(t, u, s.ID, fmt.Sprintf("tick %d\r\n", 3+n), long)
+	log := waitLog(t, u, s.ID, fmt.Sprintf("tick %d\n", 3+n), long)
 	for i := 1; i <= 3+n; i++ {
-		if !strings.Contains(log, fmt.Sprintf("tick %d\r\n", i)) {
+		if !strings.Contains(log, fmt.Sprintf("tick %d\n", i)) {
 			t.Errorf("the console log lacks tick %d", i)
 		}
 	}

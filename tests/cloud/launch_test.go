@@ -35,13 +35,13 @@ func (b *browser) step(title string) {
 func (b *browser) take(name string) {
 	b.t.Helper()
 	b.until("entry "+name, fmt.Sprintf(`(() => {
-		const visible = e => e.offsetParent !== null;
-		const allocated = [...document.querySelectorAll('wizard .allocated-table, wizard allocated')].filter(visible);
-		if (allocated.some(a => [...a.querySelectorAll('td')].some(c => c.innerText.trim() === %[1]q))) return true;
-		for (const r of [...document.querySelectorAll('wizard tr')].filter(visible)) {
-			if (![...r.querySelectorAll('td')].some(c => c.innerText.trim() === %[1]q)) continue;
-			const button = r.querySelector('action-list button, .actions_column button, button.btn-default');
-			if (button && !button.disabled) { button.click(); return false }
+		for (const r of [...document.querySelectorAll('.modal tr')].filter(e => e.offsetParent !== null)) {
+			if (![...r.cells].some(c => c.innerText.trim() === %q)) continue;
+			const icon = r.querySelector('button .fa-arrow-up, button .fa-arrow-down');
+			if (!icon) continue;
+			if (icon.classList.contains('fa-arrow-down')) return true;
+			icon.closest('button').click();
+			return false;
 		}
 		return false
 	})()`, name))

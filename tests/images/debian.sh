@@ -1,6 +1,7 @@
 #!/bin/bash
 # debian.sh OUT.tar.gz: make a Debian 12 root tarball with systemd, cloud-init and sshd, as a machine image.
 # Packages come from where the host's own apt takes them. Takes about two minutes; the callers cache the result.
+# shellcheck disable=SC2016  # mmdebstrap expands the hooks
 set -eu
 out=${1:?usage: debian.sh OUT.tar.gz}
 mkdir -p "$(dirname "$out")"

@@ -23,6 +23,7 @@ if [ ! -s "$dir/web.tar.json" ]; then
     id=$(sha256sum "$t/layer.tar" | cut -d' ' -f1)
     mkdir "$t/image" "$t/image/$id"
     mv "$t/layer.tar" "$t/image/$id/layer.tar"
+    # shellcheck disable=SC2016  # the instance's shell expands it
     printf '{"architecture": "%s", "os": "linux", "config": {"Cmd": ["/bin/sh", "-c", "echo \\"$(hostname) serves port 80\\"; exec httpd -f -p 80 -h /www"], "Env": ["PATH=/bin"]}, "rootfs": {"type": "layers", "diff_ids": ["sha256:%s"]}}' \
         "$(dpkg --print-architecture)" "$id" >"$t/image/config.json"
     printf '[{"Config": "config.json", "RepoTags": ["novalet/web:demo"], "Layers": ["%s/layer.tar"]}]' "$id" >"$t/image/manifest.json"
