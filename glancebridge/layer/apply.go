@@ -132,12 +132,14 @@ type applier struct {
 
 	open       bool
 	root       int // descriptor of the layer's folder
+	rootIno    uint64
 	flags      uint64
 	out        Applied
 	dirs       *dirCache
 	dirTimes   []dirTime
 	pending    []Link // hard links whose target has not been met
 	opaqueSeen map[string]bool
+	made       map[string]struct{} // directories by the name they were made under
 	w          *writers
 }
 
@@ -166,8 +168,13 @@ func (a *applier) begin(dir *os.File, index int, flags uint64) error {
 		unix.Close(fd)
 		return fmt.Errorf("set mode of layer folder: %w", err)
 	}
-	*a = applier{o: a.o, entriesLeft: a.entriesLeft, bytesLeft: a.bytesLeft, open: true, root: fd, flags: flags,
-		out: Applied{Index: index}, opaqueSeen: map[string]bool{}}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("look at layer folder: %w", err)
+	}
+	*a = applier{o: a.o, entriesLeft: a.entriesLeft, bytesLeft: a.bytesLeft, open: true, root: fd, rootIno: st.Ino, flags: flags,
+		out: Applied{Index: index}, opaqueSeen: map[string]bool{}, made: map[string]struct{}{}}
 	a.dirs = newDirCache(a)
 	a.w = newWriters()
 	return nil
@@ -177,8 +184,8 @@ func (a *applier) close() {
 	if !a.open {
 		return
 	}
-	a.w.close()
 	a.dirs.close()
+	a.w.close()
 	unix.Close(a.root)
 	a.open = false
 }
@@ -236,7 +243,7 @@ func (a *applier) setDirTime(t dirTime) error {
 		}
 	}
 	if t.acl != "" {
-		if err := a.xattr(fd, aclDefault, t.acl); err != nil {
+		if err := setXattr(fd, aclDefault, t.acl); err != nil {
 			return err
 		}
 	}
@@ -290,13 +297,16 @@ func (a *applier) entry(e *Entry, d *Decoder) error {
 	}
 	parent, err := a.dirs.get(dir)
 	if err != nil {
-		return a.fail("make parent of", name, err)
+		return nameError("make parent of", name, err)
+	}
+	if err := a.w.settle(parent, base); err != nil {
+		return err
 	}
 	switch e.Type {
 	case TypeDirectory:
 		err = a.directory(parent, name, base, e)
 	case TypeRegular:
-		err = a.regular(parent, base, e, d)
+		err = a.regular(parent, base, name, e, d)
 	case TypeSymlink:
 		err = a.symlink(parent, base, e)
 	case TypeHardlink:
@@ -308,24 +318,9 @@ func (a *applier) entry(e *Entry, d *Decoder) error {
 		return nil
 	}
 	if err != nil {
-		return a.fail("write", name, err)
+		return nameError("write", name, err)
 	}
 	return nil
-}
-
-// fail names the entry in an error, unless it is a refusal, which has its own words.
-func (a *applier) fail(verb, name string, err error) error {
-	var r *RefusedError
-	if errors.As(err, &r) {
-		return err
-	}
-	switch {
-	case errors.Is(err, unix.ENAMETOOLONG):
-		return Refuse("the image has a path that is too long: %q", short(name))
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
-		return Refuse("the image has an entry below something that is no directory: %q", short(name))
-	}
-	return fmt.Errorf("%s %q: %w", verb, short(name), err)
 }
 
 func (a *applier) device(name string, e *Entry) error {
@@ -384,8 +379,9 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 		unix.Close(fd)
 		return err
 	}
-	a.dirs.add(name, fd)
-	return nil
+	a.made[name] = struct{}{}
+	_, err = a.dirs.add(name, fd)
+	return err
 }
 
 // dirMeta sets what belongs to a directory; its time waits for the end, since every later entry changes it.
@@ -401,7 +397,8 @@ func (a *applier) dirMeta(fd int, name string, e *Entry) error {
 		early.Xattrs = maps.Clone(e.Xattrs)
 		delete(early.Xattrs, aclDefault)
 	}
-	if err := a.meta(fd, &early); err != nil {
+	p := a.plan(&early)
+	if err := p.apply(fd); err != nil {
 		return err
 	}
 	a.dirTimes = append(a.dirTimes, t)

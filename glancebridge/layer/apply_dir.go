@@ -11,6 +11,7 @@ import (
 type dirFD struct {
 	name string
 	fd   int
+	ino  uint64
 	used uint64
 }
 
@@ -30,7 +31,7 @@ func newDirCache(a *applier) *dirCache { return &dirCache{a: a, m: map[string]*d
 
 func (c *dirCache) get(name string) (*dirFD, error) {
 	if name == "" {
-		return &dirFD{fd: c.a.root}, nil
+		return &dirFD{fd: c.a.root, ino: c.a.rootIno}, nil
 	}
 	c.tick++
 	if d, ok := c.m[name]; ok {
@@ -44,7 +45,7 @@ func (c *dirCache) get(name string) (*dirFD, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.add(name, fd), nil
+	return c.add(name, fd)
 }
 
 // make creates a directory that an entry implies, with its parents.
@@ -52,6 +53,9 @@ func (c *dirCache) make(name string) (int, error) {
 	dir, base := splitName(name)
 	parent, err := c.get(dir)
 	if err != nil {
+		return -1, err
+	}
+	if err := c.a.w.settle(parent, base); err != nil {
 		return -1, err
 	}
 	err = unix.Mkdirat(parent.fd, base, 0o755)
@@ -82,6 +86,7 @@ func (c *dirCache) make(name string) (int, error) {
 		return -1, err
 	}
 	c.a.out.Implied++
+	c.a.made[name] = struct{}{}
 	fd, err := unix.Openat(parent.fd, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
@@ -94,7 +99,12 @@ func (c *dirCache) make(name string) (int, error) {
 }
 
 // add takes over an open directory.
-func (c *dirCache) add(name string, fd int) *dirFD {
+func (c *dirCache) add(name string, fd int) (*dirFD, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
 	if old, ok := c.m[name]; ok {
 		c.a.w.release(old.fd)
 		delete(c.m, name)
@@ -110,9 +120,9 @@ func (c *dirCache) add(name string, fd int) *dirFD {
 		delete(c.m, oldest.name)
 	}
 	c.tick++
-	d := &dirFD{name: name, fd: fd, used: c.tick}
+	d := &dirFD{name: name, fd: fd, ino: st.Ino, used: c.tick}
 	c.m[name] = d
-	return d
+	return d, nil
 }
 
 // drop forgets all directories: something is about to be replaced, and a symlink there may have led to any of them.
@@ -189,7 +199,7 @@ func (a *applier) whiteout(dir, base string) error {
 	switch {
 	case base == whiteoutOpaque:
 		if _, err := a.dirs.get(dir); err != nil {
-			return a.fail("make", dir, err)
+			return nameError("make", dir, err)
 		}
 		return a.markOpaque(dir)
 	case strings.HasPrefix(base, whiteoutMeta):
@@ -201,18 +211,18 @@ func (a *applier) whiteout(dir, base string) error {
 	}
 	parent, err := a.dirs.get(dir)
 	if err != nil {
-		return a.fail("make parent of", base, err)
+		return nameError("make parent of", base, err)
 	}
 	var st unix.Stat_t
 	err = unix.Fstatat(parent.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
 	case err == unix.ENOENT:
 		if err := unix.Mknodat(parent.fd, name, unix.S_IFCHR, 0); err != nil {
-			return a.fail("make deletion mark", name, err)
+			return nameError("make deletion mark", name, err)
 		}
 		return nil
 	case err != nil:
-		return a.fail("look at", name, err)
+		return nameError("look at", name, err)
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		full := name
 		if dir != "" {

@@ -8,8 +8,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// regular writes one file.
-func (a *applier) regular(parent *dirFD, base string, e *Entry, d *Decoder) error {
+// regular writes one file: a small one is handed to a writer.
+func (a *applier) regular(parent *dirFD, base, name string, e *Entry, d *Decoder) error {
+	data, zeros, err := d.segment()
+	if err != nil {
+		return err
+	}
+	p := a.plan(e)
+	_, replaces := a.made[name]
+	if replaces {
+		// Descriptors of the directory, or of what is below, may be in use.
+		delete(a.made, name)
+		if err := a.clear(parent, base); err != nil {
+			return err
+		}
+	}
+	if int64(len(data)) == e.Size && !replaces {
+		if err := a.spend(len(data)); err != nil {
+			return err
+		}
+		return a.w.put(parent, base, name, data, p)
+	}
 	fd, err := create(parent.fd, base)
 	if err == unix.EEXIST {
 		if err := a.clear(parent, base); err != nil {
@@ -23,41 +42,36 @@ func (a *applier) regular(parent *dirFD, base string, e *Entry, d *Decoder) erro
 	defer unix.Close(fd)
 	var off int64
 	hole := false
-	for {
-		data, zeros, err := d.segment()
-		if err != nil {
-			return err
-		}
-		if data == nil && zeros == 0 {
-			break
-		}
-		if zeros > 0 {
+	for data != nil || zeros > 0 {
+		if hole = zeros > 0; hole {
 			off += zeros
-			hole = true
-			continue
+		} else {
+			if err := a.spend(len(data)); err != nil {
+				return err
+			}
+			if err := pwriteAll(fd, data, off); err != nil {
+				return err
+			}
+			off += int64(len(data))
 		}
-		if a.bytesLeft -= int64(len(data)); a.bytesLeft < 0 {
-			return &TooLargeError{}
-		}
-		a.out.Bytes += int64(len(data))
-		if err := pwriteAll(fd, data, off); err != nil {
+		if data, zeros, err = d.segment(); err != nil {
 			return err
 		}
-		off += int64(len(data))
-		hole = false
 	}
 	if hole {
 		if err := unix.Ftruncate(fd, off); err != nil {
 			return fmt.Errorf("set size: %w", err)
 		}
 	}
-	if err := a.meta(fd, e); err != nil {
-		return err
+	return p.apply(fd)
+}
+
+// spend counts data that is written.
+func (a *applier) spend(n int) error {
+	if a.bytesLeft -= int64(n); a.bytesLeft < 0 {
+		return &TooLargeError{}
 	}
-	ts := timespecs(e)
-	if err := futimens(fd, ts[:]); err != nil {
-		return fmt.Errorf("set time: %w", err)
-	}
+	a.out.Bytes += int64(n)
 	return nil
 }
 
@@ -85,44 +99,68 @@ func pwriteAll(fd int, b []byte, off int64) error {
 	return nil
 }
 
-// meta sets owner, mode and extended attributes of an open file or directory. The order matters: a change of owner
-// clears setuid and capabilities.
-func (a *applier) meta(fd int, e *Entry) error {
-	if a.o.Owners {
-		uid, gid := a.ids(e)
-		if uid != 0 || gid != 0 {
-			if err := unix.Fchown(fd, uid, gid); err != nil {
-				return fmt.Errorf("set owner: %w", err)
-			}
-		}
-	}
-	if err := unix.Fchmod(fd, e.Mode&07777); err != nil {
-		return fmt.Errorf("set mode: %w", err)
+// plan is what an open file or directory gets beside its content.
+type plan struct {
+	owner    bool
+	uid, gid int
+	mode     uint32
+	xattrs   [][2]string
+	times    [2]unix.Timespec
+	dir      bool
+}
+
+// plan decides over an entry's owner, mode and attributes.
+func (a *applier) plan(e *Entry) plan {
+	p := plan{owner: a.o.Owners, mode: e.Mode & 07777, times: timespecs(e), dir: e.Type == TypeDirectory}
+	if p.owner {
+		p.uid, p.gid = a.ids(e)
 	}
 	if len(e.Xattrs) == 0 {
-		return nil
+		return p
 	}
 	for _, k := range sortedKeys(e.Xattrs) {
-		v, ok := a.keepXattr(k, e.Xattrs[k])
-		if !ok {
-			ns, _, _ := strings.Cut(k, ".")
-			if a.out.Dropped == nil {
-				a.out.Dropped = map[string]int64{}
-			}
-			if len(a.out.Dropped) < 64 || a.out.Dropped[ns] > 0 {
-				a.out.Dropped[ns]++
-			}
+		if v, ok := a.keepXattr(k, e.Xattrs[k]); ok {
+			p.xattrs = append(p.xattrs, [2]string{k, v})
 			continue
 		}
-		if err := a.xattr(fd, k, v); err != nil {
+		ns, _, _ := strings.Cut(k, ".")
+		if a.out.Dropped == nil {
+			a.out.Dropped = map[string]int64{}
+		}
+		if len(a.out.Dropped) < 64 || a.out.Dropped[ns] > 0 {
+			a.out.Dropped[ns]++
+		}
+	}
+	return p
+}
+
+// apply sets it. The order matters: a change of owner clears setuid and capabilities. The time of a directory waits
+// until the layer is whole.
+func (p *plan) apply(fd int) error {
+	if p.owner && (p.uid != 0 || p.gid != 0) {
+		if err := unix.Fchown(fd, p.uid, p.gid); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
+	}
+	if err := unix.Fchmod(fd, p.mode); err != nil {
+		return fmt.Errorf("set mode: %w", err)
+	}
+	for _, x := range p.xattrs {
+		if err := setXattr(fd, x[0], x[1]); err != nil {
 			return err
 		}
+	}
+	if p.dir {
+		return nil
+	}
+	if err := futimens(fd, p.times[:]); err != nil {
+		return fmt.Errorf("set time: %w", err)
 	}
 	return nil
 }
 
-// xattr sets one extended attribute.
-func (a *applier) xattr(fd int, k, v string) error {
+// setXattr sets one extended attribute.
+func setXattr(fd int, k, v string) error {
 	err := unix.Fsetxattr(fd, k, []byte(v), 0)
 	switch {
 	case err == nil:
