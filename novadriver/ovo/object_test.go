@@ -113,6 +113,9 @@ func roundTrip(t *testing.T, where string, o *Object) {
 	if again.Name != o.Name || again.Version != o.Version || again.Namespace != "nova" || !slices.Equal(again.Changes, o.Changes) {
 		t.Errorf("%s: %s became %+v", where, o.Name, again)
 	}
+	if top := decodeAny(t, raw).(map[string]any); (top[keyChanges] != nil) != (o.Changes != nil) || len(top) != 4+min(len(o.Changes), 1) {
+		t.Errorf("%s: %s has other keys than before: %.200s", where, o.Name, raw)
+	}
 	for f, v := range o.Data {
 		if diff := cmp.Diff(decodeAny(t, v), decodeAny(t, again.Data[f])); diff != "" {
 			t.Errorf("%s: %s.%s (-before +after):\n%s", where, o.Name, f, diff)
