@@ -47,7 +47,7 @@ func (a *API) allocate(ctx context.Context, r *novalet.AllocateRequest) (novalet
 	g.Go(func() (err error) { want, err = a.resolve(gctx, user, admin, r); return err })
 	if slices.ContainsFunc(r.Networks, func(n novalet.NetworkRequest) bool { return n.PortID == "" }) || len(r.Networks) == 0 {
 		g.Go(func() (err error) {
-			groups, err = a.securityGroups(gctx, admin, r.Instance.ProjectID, r.SecurityGroups)
+			groups, err = a.securityGroups(gctx, user, admin, r.Instance.ProjectID, r.SecurityGroups)
 			return err
 		})
 	}

@@ -2,7 +2,9 @@ package neutron_test
 
 import (
 	"bufio"
+	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -201,5 +203,100 @@ func plugLive(t *testing.T, api *neutron.API, inst *novalet.Instance, info noval
 			show, _ := exec.Command("ip", "netns", "exec", ns, "ip", "addr").CombinedOutput()
 			t.Errorf("ping the router: %v\n%s", err, show)
 		}
+	}
+}
+
+// TestLiveRequestedPort brings a port along: it is bound, refused to a second server, and given back as it came.
+func TestLiveRequestedPort(t *testing.T) {
+	path, networkID := os.Getenv("NOVALET_CLOUD_OPENRC"), os.Getenv("NOVALET_CLOUD_NETWORK")
+	if path == "" || networkID == "" {
+		t.Skip("NOVALET_CLOUD_OPENRC and NOVALET_CLOUD_NETWORK name no network of a cloud")
+	}
+	ctx := t.Context()
+	user := liveSession(t, or(os.Getenv("NOVALET_CLOUD_USER_OPENRC"), path), nil)
+	cl, err := user.Client(ctx, "network")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type port struct {
+		ID       string `json:"id"`
+		DeviceID string `json:"device_id"`
+		Owner    string `json:"device_owner"`
+		Status   string `json:"status"`
+	}
+	var made struct{ Port port }
+	base := cl.ServiceURL("v2.0", "ports")
+	if _, err := cl.Post(ctx, base, map[string]any{"port": map[string]any{"network_id": networkID, "name": "live-test"}}, &made, nil); err != nil {
+		t.Fatal(err)
+	}
+	id := made.Port.ID
+	t.Cleanup(func() {
+		if _, err := cl.Delete(context.Background(), base+"/"+id, nil); err != nil {
+			t.Error(err)
+		}
+	})
+	token, err := user.Token(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := user.ProjectID(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := neutron.New(neutron.Options{Session: liveSession(t, path, nil), Host: or(os.Getenv("NOVALET_CLOUD_HOST"), "novalet1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc := novalet.RequestContext{RequestID: "req-" + newUUID(), AuthToken: token, ProjectID: project}
+	boot := func(project string) (*novalet.Instance, novalet.NetworkInfo, error) {
+		inst := &novalet.Instance{UUID: newUUID(), ProjectID: project, Hostname: "live-port", AvailabilityZone: "nova"}
+		info, err := api.Allocate(ctx, &novalet.AllocateRequest{Context: rc, Instance: inst, Networks: []novalet.NetworkRequest{{PortID: id}}})
+		return inst, info, err
+	}
+	inst, info, err := boot(project)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(info) != 1 || info[0].ID != id || !info[0].PreserveOnDelete || len(info[0].Network.Subnets) != 1 {
+		t.Errorf("info %+v", info)
+	}
+	var f *novalet.Fault
+	if _, _, err := boot(project); !errors.As(err, &f) || f.Class != "PortInUse" {
+		t.Errorf("a second server: %v", err)
+	}
+	if _, _, err := boot("00000000000000000000000000000000"); !errors.As(err, &f) || f.Class != "PortNotUsable" {
+		t.Errorf("another project: %v", err)
+	}
+	if bound, err := api.Bind(ctx, rc, inst, info); err != nil || len(bound) != 1 || bound[0].Type != info[0].Type {
+		t.Errorf("bind again: %+v, %v", bound, err)
+	}
+	for range 2 {
+		if err := api.Deallocate(ctx, rc, inst, info); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var now struct{ Port port }
+	if _, err := cl.Get(ctx, base+"/"+id, &now, nil); err != nil {
+		t.Fatal(err)
+	}
+	if now.Port.DeviceID != "" || now.Port.Owner != "" {
+		t.Errorf("the port was not given back: %+v", now.Port)
+	}
+
+	// What does not exist has its own name.
+	_, err = api.Allocate(ctx, &novalet.AllocateRequest{Context: rc, Instance: inst, Networks: []novalet.NetworkRequest{{NetworkID: newUUID()}}})
+	if !errors.As(err, &f) || f.Class != "NetworkNotFound" {
+		t.Errorf("unknown network: %v", err)
+	}
+	_, err = api.Allocate(ctx, &novalet.AllocateRequest{Context: rc, Instance: inst, Networks: []novalet.NetworkRequest{{NetworkID: networkID}}, SecurityGroups: []string{"no-such-group"}})
+	if !errors.As(err, &f) || f.Class != "SecurityGroupNotFound" {
+		t.Errorf("unknown group: %v", err)
+	}
+	_, err = api.Allocate(ctx, &novalet.AllocateRequest{Context: rc, Instance: inst, Networks: []novalet.NetworkRequest{{NetworkID: networkID, Address: "192.0.2.77"}}})
+	if !errors.As(err, &f) || f.Class != "InvalidInput" {
+		t.Errorf("address of another network: %v", err)
+	}
+	if left, err := api.Refresh(ctx, rc, inst, nil); err != nil || len(left) != 0 {
+		t.Errorf("ports left: %+v, %v", left, err)
 	}
 }

@@ -271,6 +271,13 @@ func TestSecurityGroupsByNameAndID(t *testing.T) {
 	if got := f.ports[info[0].ID]["security_groups"]; cmp.Diff(got, []any{"2", "1"}) != "" {
 		t.Errorf("groups %v", got)
 	}
+	if got := f.requests(); !slices.Contains(got, "U GET security-groups") {
+		t.Errorf("requests %q", got)
+	}
+	r.Context.AuthToken = "expired"
+	if info, err = newAPI(t, f).Allocate(t.Context(), r); err != nil || len(f.ports[info[0].ID]["security_groups"].([]any)) != 2 {
+		t.Errorf("with an expired token: %v", err)
+	}
 }
 
 func TestDNSNameWhereNeutronHasIt(t *testing.T) {

@@ -208,15 +208,24 @@ func attachable(r *novalet.AllocateRequest, n *network) error {
 }
 
 // securityGroups turns names and ids into ids. None, or just "default", is left to Neutron, which applies the
-// project's default group by itself.
-func (a *API) securityGroups(ctx context.Context, admin *caller, project string, names []string) ([]string, error) {
+// project's default group by itself. The requester asks: a user with the service role alone sees no project's groups.
+func (a *API) securityGroups(ctx context.Context, user, admin *caller, project string, names []string) ([]string, error) {
 	if len(names) == 0 || len(names) == 1 && names[0] == "default" {
 		return nil, nil
 	}
 	var body struct {
 		Groups []struct{ ID, Name string } `json:"security_groups"`
 	}
-	if err := admin.get(ctx, "security-groups", url.Values{"tenant_id": {project}, "fields": {"id", "name"}}, &body); err != nil {
+	by := user
+	if by == nil {
+		by = admin
+	}
+	query := url.Values{"tenant_id": {project}, "fields": {"id", "name"}}
+	err := by.get(ctx, "security-groups", query, &body)
+	if by.user && forbidden(err) {
+		err = admin.get(ctx, "security-groups", query, &body) // the token has expired since
+	}
+	if err != nil {
 		return nil, err
 	}
 	var ids []string
