@@ -14,7 +14,6 @@ import (
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/cgroup"
 	"github.com/novalet/novalet/engine/monitor/wire"
-	"github.com/novalet/novalet/engine/rootfs"
 )
 
 // Create implements novalet.Runtime.
@@ -137,18 +136,6 @@ func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record) error {
 	in.mu.Unlock()
 	e.log.Info("container created", "instance", rec.ID, "uid_base", rec.UIDBase)
 	return nil
-}
-
-// makeDisk makes and mounts the disk of a limited root.
-func (e *Engine) makeDisk(ctx context.Context, rec *record) error {
-	d := rootfs.Disk{Dir: e.dir(rec.ID)}
-	if rec.Limits.RootBytes <= 0 && !d.Exists() {
-		return nil
-	}
-	if err := d.Make(ctx, rec.Limits.RootBytes, rec.Limits.RootInodes); err != nil {
-		return err
-	}
-	return d.Attach()
 }
 
 func (e *Engine) apply(rec *record) cgroup.ApplyOptions {

@@ -5,7 +5,8 @@
 // directory under StateDir, with the record (what was asked for), the writable root and the console log; per
 // keeper a socket and a log under RunDir. It makes cgroups below one name (see engine/cgroup).
 //
-// Goroutines: one per keeper, that listens for events; one that removes what Destroy has put aside; one per event
+// Goroutines: one per keeper, that listens for events; one that removes what Destroy has put aside; one per size of disk, that
+// keeps some ready; one per event
 // of an exit, that tidies up. Close ends them and leaves keepers and containers running.
 package engine
 
@@ -49,6 +50,8 @@ type Options struct {
 	StartTimeout time.Duration
 	// ShimPath is the second program; empty uses the one that this binary carries (build tag shim).
 	ShimPath string
+	// DiskPool is how many disks of each size in use are kept ready. Default 2; negative keeps none.
+	DiskPool int
 	// MaxInstances bounds the instances of this host; 0 is bounded by ids only.
 	MaxInstances int
 	// Logger gets one line per transition. Default slog.Default.
@@ -80,6 +83,9 @@ func (o *Options) fill() {
 	if o.ConsoleLogBytes <= 0 {
 		o.ConsoleLogBytes = 1 << 20
 	}
+	if o.DiskPool == 0 {
+		o.DiskPool = 2
+	}
 	if o.StartTimeout <= 0 {
 		o.StartTimeout = time.Minute
 	}
@@ -108,6 +114,7 @@ type Engine struct {
 	broken    map[string]bool // records that could not be read; fixed once open
 	keepers   map[string]*keeper
 	subs      map[*subscriber]struct{}
+	filling   map[string]bool
 	spawning  sync.Mutex
 }
 
@@ -136,7 +143,7 @@ func Open(o Options) (*Engine, error) {
 			return nil, fmt.Errorf("open engine: %s is not an absolute path", d)
 		}
 	}
-	for _, d := range []string{o.StateDir, filepath.Join(o.StateDir, "instances"), filepath.Join(o.StateDir, "trash"), o.RunDir, filepath.Join(o.RunDir, "keepers")} {
+	for _, d := range []string{o.StateDir, filepath.Join(o.StateDir, "instances"), filepath.Join(o.StateDir, "trash"), filepath.Join(o.StateDir, "pool"), o.RunDir, filepath.Join(o.RunDir, "keepers")} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
 			return nil, fmt.Errorf("open engine: %w", err)
 		}
@@ -162,7 +169,7 @@ func Open(o Options) (*Engine, error) {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	e := &Engine{o: o, log: o.Logger, cg: cg, prog: prog, bootID: strings.TrimSpace(string(boot)),
-		instances: map[string]*instance{}, slots: map[int]string{}, broken: map[string]bool{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}}
+		instances: map[string]*instance{}, slots: map[int]string{}, broken: map[string]bool{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}, filling: map[string]bool{}}
 	for i := range runtime.NumCPU() {
 		e.cpus = append(e.cpus, i)
 	}
@@ -179,6 +186,7 @@ func Open(o Options) (*Engine, error) {
 	go func() {
 		defer e.wg.Done()
 		e.emptyTrash()
+		e.openPool()
 	}()
 	return e, nil
 }
@@ -197,6 +205,8 @@ func (e *Engine) Close() error {
 		k.release()
 	}
 	e.wg.Wait()
+	e.closePool()
+	e.cg.Tidy()
 	return e.prog.Close()
 }
 

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -148,5 +149,88 @@ func wantEvent(t *testing.T, c <-chan novalet.ContainerEvent, want novalet.Conta
 		case <-timeout:
 			t.Fatalf("no event %s", want)
 		}
+	}
+}
+
+// TestBusyboxInit boots a machine without systemd: its init is told to shut down in its own way, and its reboot and
+// power-off are noticed.
+func TestBusyboxInit(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	events := te.Events(ctx)
+	layers := busybox(t)
+	for name, text := range map[string]string{
+		"etc/inittab": "::sysinit:/bin/echo booted\n::respawn:/bin/sleep 1000\n::shutdown:/bin/echo shutting down\n",
+	} {
+		if err := os.WriteFile(filepath.Join(layers[0].Path, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../bin/busybox", filepath.Join(layers[0].Path, "sbin/init")); err != nil {
+		t.Fatal(err)
+	}
+	te.run("m", novalet.Limits{}, &novalet.ContainerSpec{Kind: novalet.KindMachine, Layers: layers, Process: novalet.ProcessSpec{StopSignal: "SIGTERM"}})
+	te.waitLog("m", "booted")
+	te.sh("m", "reboot")
+	wantEvent(t, events, novalet.EventRebooted)
+	te.waitState("m", novalet.ContainerRunning)
+	if err := te.Stop(ctx, "m", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	te.waitLog("m", "shutting down")
+	if st := te.waitState("m", novalet.ContainerStopped); st.ExitCode != 0 {
+		t.Fatalf("%+v", st)
+	}
+	if _, err := te.Create(ctx, &novalet.SandboxSpec{ID: "m"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := te.Start(ctx, "m", nil); err != nil {
+		t.Fatal(err)
+	}
+	te.sh("m", "poweroff")
+	wantEvent(t, events, novalet.EventExited)
+	te.waitState("m", novalet.ContainerStopped)
+}
+
+// TestRescue starts another system that sees the instance's own root, and the instance again after it.
+func TestRescue(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	layers := busybox(t)
+	te.run("r", novalet.Limits{RootBytes: 64 << 20}, app(layers, "sleep 1000"))
+	te.sh("r", "echo broken >/etc/config")
+	again := func(c *novalet.ContainerSpec) {
+		t.Helper()
+		if err := te.Stop(ctx, "r", novalet.StopOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := te.Create(ctx, &novalet.SandboxSpec{ID: "r"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := te.Start(ctx, "r", c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rescue := app(busybox(t), "sleep 1000")
+	rescue.Rescue = "/mnt/instance"
+	again(rescue)
+	if out, code := te.sh("r", "cat /mnt/instance/etc/config && echo mended >/mnt/instance/etc/config && touch /rescued"); out != "broken\n" || code != 0 {
+		t.Fatalf("%q %d", out, code)
+	}
+	again(nil)
+	if out, _ := te.sh("r", "cat /etc/config; ls /rescued 2>&1"); !strings.HasPrefix(out, "mended\n") || !strings.Contains(out, "No such file") {
+		t.Fatalf("%q", out)
+	}
+}
+
+func TestImageWithoutInit(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	if _, err := te.Create(ctx, &novalet.SandboxSpec{ID: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	err := te.Start(ctx, "x", &novalet.ContainerSpec{Kind: novalet.KindMachine, Layers: busybox(t)})
+	if !errors.Is(err, novalet.ErrAbort) || !strings.Contains(novalet.FaultText(err), "/sbin/init") {
+		t.Fatal(err)
 	}
 }

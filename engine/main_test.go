@@ -105,7 +105,7 @@ func newEngine(t testing.TB) *testEngine {
 		for _, r := range append(te.cg.Layout.V1Named, te.cg.Layout.V2) {
 			removeGroup(filepath.Join(r, te.opts.CgroupRoot))
 		}
-		left, _ := filepath.Glob(filepath.Join(te.opts.StateDir, "*", "*"))
+		left, _ := filepath.Glob(filepath.Join(te.opts.StateDir, "[it]*", "*"))
 		if len(left) > 0 {
 			t.Errorf("left in the state directory: %v", left)
 		}

@@ -151,7 +151,7 @@ func (e *Engine) mountRoot(rec *record, c *novalet.ContainerSpec, name string, u
 // rootDir is where a root's upper and work lie, made when absent.
 func (e *Engine) rootDir(rec *record, name string) (string, error) {
 	base := e.dir(rec.ID)
-	if d := (rootfs.Disk{Dir: base}); d.Exists() {
+	if d := e.disk(rec.ID); d.Exists() {
 		if err := d.Attach(); err != nil {
 			return "", err
 		}

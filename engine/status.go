@@ -13,7 +13,6 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/monitor/wire"
-	"github.com/novalet/novalet/engine/rootfs"
 )
 
 // current asks the keeper what an instance does.
@@ -157,7 +156,7 @@ func (e *Engine) Stats(ctx context.Context, id string) (*novalet.ContainerStats,
 	rec, _ := in.get()
 	s := e.group(rec.Slot).Stats()
 	s.Uptime = time.Since(st.StartedAt)
-	if d := (rootfs.Disk{Dir: e.dir(id)}); d.Exists() {
+	if d := e.disk(id); d.Exists() {
 		if b, n, err := d.Usage(); err == nil {
 			s.RootBytes, s.RootInodes = b, n
 		}

@@ -112,7 +112,7 @@ func (e *Engine) Destroy(ctx context.Context, id string, o novalet.DestroyOption
 	defer in.op.Unlock()
 	err := e.end(ctx, in, 0)
 	if err == nil && o.KeepRoot {
-		err = (rootfs.Disk{Dir: e.dir(id)}).Detach()
+		err = e.disk(id).Detach()
 	} else if err == nil {
 		err = e.remove(ctx, in)
 	}
@@ -170,7 +170,7 @@ func (e *Engine) emptyTrash() {
 	}
 	defer root.Close()
 	for _, d := range es {
-		disk := rootfs.Disk{Dir: filepath.Join(dir, d.Name())}
+		disk := rootfs.Disk{Dir: filepath.Join(dir, d.Name(), "disk")}
 		err := disk.Detach()
 		if errors.Is(err, unix.EBUSY) {
 			// The keeper is still unmounting the root above it.

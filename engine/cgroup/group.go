@@ -123,6 +123,19 @@ func (m *Manager) JoinKeepers(pid int) error {
 	return nil
 }
 
+// Tidy removes the sub-tree's own directories where nothing is in them.
+func (m *Manager) Tidy() {
+	dirs := append([]string{m.Layout.V2}, m.Layout.V1Named...)
+	for _, p := range m.Layout.V1 {
+		dirs = append(dirs, p)
+	}
+	for _, d := range dirs {
+		if d != "" && unix.Rmdir(filepath.Join(d, m.name, "keepers")) == nil {
+			_ = unix.Rmdir(filepath.Join(d, m.name))
+		}
+	}
+}
+
 // Group is the cgroups of one instance.
 type Group struct {
 	m    *Manager

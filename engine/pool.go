@@ -1,0 +1,157 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/novalet/novalet/engine/rootfs"
+)
+
+// A disk of limited size takes tens of milliseconds to make and mount. So for each size in use a few are kept ready:
+// made and mounted below StateDir/pool/<bytes>-<inodes>. One is taken by renaming its directory into the
+// instance's; the mount in it goes along.
+
+// poolDir is where the disks of a size wait.
+func (e *Engine) poolDir(size, inodes int64) string {
+	return filepath.Join(e.o.StateDir, "pool", fmt.Sprintf("%d-%d", size, inodes))
+}
+
+// disk is an instance's.
+func (e *Engine) disk(id string) rootfs.Disk {
+	return rootfs.Disk{Dir: filepath.Join(e.dir(id), "disk")}
+}
+
+// makeDisk gives an instance its disk, from the pool if one waits there, and has it mounted. Nothing for an instance
+// without a limit and without a disk.
+func (e *Engine) makeDisk(ctx context.Context, rec *record) error {
+	d, size, inodes := e.disk(rec.ID), rec.Limits.RootBytes, rec.Limits.RootInodes
+	if d.Exists() {
+		return d.Attach()
+	}
+	if size <= 0 {
+		return nil
+	}
+	// What a broken creation left; never one that Exists.
+	if err := os.RemoveAll(d.Dir); err != nil {
+		return fmt.Errorf("make disk: %w", err)
+	}
+	defer e.fillPool(size, inodes)
+	es, err := os.ReadDir(e.poolDir(size, inodes))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("make disk: %w", err)
+	}
+	for _, entry := range es {
+		if strings.HasSuffix(entry.Name(), unfinished) {
+			continue
+		}
+		// Only one taker wins a name.
+		if os.Rename(filepath.Join(e.poolDir(size, inodes), entry.Name()), d.Dir) == nil {
+			return d.Attach()
+		}
+	}
+	if err := os.Mkdir(d.Dir, 0o700); err != nil {
+		return fmt.Errorf("make disk: %w", err)
+	}
+	if err := d.Make(ctx, size, inodes); err != nil {
+		return err
+	}
+	return d.Attach()
+}
+
+// unfinished marks a disk that is being made.
+const unfinished = ".new"
+
+// fillPool makes disks of a size until enough wait. One goroutine at a time works on a size.
+func (e *Engine) fillPool(size, inodes int64) {
+	if e.o.DiskPool < 0 || e.ctx.Err() != nil {
+		return
+	}
+	dir := e.poolDir(size, inodes)
+	e.mu.Lock()
+	busy := e.filling[dir]
+	e.filling[dir] = true
+	e.mu.Unlock()
+	if busy {
+		return
+	}
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		defer func() {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			delete(e.filling, dir)
+		}()
+		if err := e.fill(dir, size, inodes); err != nil && e.ctx.Err() == nil {
+			e.log.Warn("no disk made in advance", "bytes", size, "error", err)
+		}
+	}()
+}
+
+func (e *Engine) fill(dir string, size, inodes int64) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for e.ctx.Err() == nil {
+		es, err := os.ReadDir(dir)
+		if err != nil || len(es) >= e.o.DiskPool {
+			return err
+		}
+		to := filepath.Join(dir, fmt.Sprint(time.Now().UnixNano()))
+		d := rootfs.Disk{Dir: to + unfinished}
+		if err := os.Mkdir(d.Dir, 0o700); err != nil {
+			return err
+		}
+		err = d.Make(e.ctx, size, inodes)
+		if err == nil {
+			err = d.Attach()
+		}
+		if err == nil {
+			err = os.Rename(d.Dir, to)
+		}
+		if err != nil {
+			return errors.Join(err, d.Detach(), os.RemoveAll(d.Dir))
+		}
+	}
+	return nil
+}
+
+// openPool removes what was not finished, mounts the rest again and tops it up.
+func (e *Engine) openPool() {
+	e.eachPooled(func(d rootfs.Disk) error {
+		if strings.HasSuffix(d.Dir, unfinished) {
+			return errors.Join(d.Detach(), os.RemoveAll(d.Dir))
+		}
+		return d.Attach()
+	})
+	sizes, err := os.ReadDir(filepath.Join(e.o.StateDir, "pool"))
+	if err != nil {
+		return
+	}
+	for _, s := range sizes {
+		var size, inodes int64
+		if _, err := fmt.Sscanf(s.Name(), "%d-%d", &size, &inodes); err == nil {
+			e.fillPool(size, inodes)
+		}
+	}
+}
+
+// closePool unmounts what waits: the loop devices go with the agent.
+func (e *Engine) closePool() { e.eachPooled(rootfs.Disk.Detach) }
+
+func (e *Engine) eachPooled(f func(rootfs.Disk) error) {
+	dirs, err := filepath.Glob(filepath.Join(e.o.StateDir, "pool", "*-*", "*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range dirs {
+		if err := f(rootfs.Disk{Dir: dir}); err != nil {
+			e.log.Warn("disk made in advance", "path", dir, "error", err)
+		}
+	}
+}
