@@ -97,15 +97,16 @@ var rebootStates = []novalet.TaskState{
 // allowed answers a method in a wrong state as Nova answers it, before anything is touched.
 func (m *method) allowed(op *novalet.Operation, replayed bool) error {
 	inst := &op.Instance
-	if m.vm != nil && inst.VMState != "" && !slices.Contains(m.vm, inst.VMState) {
+	// An operation that a restart interrupted may have come as far as a state of its own.
+	own := replayed && slices.Contains(m.steps, inst.TaskState)
+	if m.task != nil && !slices.Contains(m.task, inst.TaskState) && !own {
+		return fmt.Errorf("%s instance %s: task_state is %q: %w", op.Method, inst.UUID, inst.TaskState, novalet.ErrTaskState)
+	}
+	if m.vm != nil && inst.VMState != "" && !slices.Contains(m.vm, inst.VMState) && !own {
 		f := novalet.Faultf(novalet.ErrInvalidState, "InstanceInvalidState",
 			"Instance %s in vm_state %s. Cannot %s while the instance is in this state.", inst.UUID, inst.VMState, op.Method)
 		f.Details = map[string]any{"attr": "vm_state", "instance_uuid": inst.UUID, "state": string(inst.VMState), "method": string(op.Method)}
 		return f
-	}
-	// An operation that a restart interrupted may have come as far as a state of its own.
-	if m.task != nil && !slices.Contains(m.task, inst.TaskState) && !(replayed && slices.Contains(m.steps, inst.TaskState)) {
-		return fmt.Errorf("%s instance %s: task_state is %q: %w", op.Method, inst.UUID, inst.TaskState, novalet.ErrTaskState)
 	}
 	return nil
 }

@@ -221,7 +221,7 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 		}
 		rec.Resident = true
 	})
-	in.setPower(powerOf(st.State))
+	in.setPower(powerSeen(row.VMState, st.State))
 	a.announce(in)
 	if in.first() != nil {
 		in.refreshOps(row)

@@ -23,6 +23,9 @@ var offloading = []novalet.TaskState{novalet.TaskShelving, novalet.TaskShelvingO
 
 // shelveInstance is shelve_instance: the root goes to Glance, and with shelved_offload_time 0 the instance leaves the host.
 func (a *Agent) shelveInstance(ctx context.Context, in *instance, op *novalet.Operation) error {
+	if op.Instance.VMState == novalet.VMShelved {
+		return a.offload(ctx, in, op) // a restart interrupted the offload: the root is in Glance
+	}
 	if err := a.halt(ctx, in, a.shutdownTimeout(&op.Instance, op.Args.CleanShutdown)); err != nil {
 		return err
 	}
@@ -75,14 +78,11 @@ func (a *Agent) offload(ctx context.Context, in *instance, op *novalet.Operation
 		in.log.Warn("ports stay bound to this host", "err", err)
 	}
 	left.Allocation = a.dropAllocation(ctx, in) != nil
-	err := a.save(ctx, in, op.Context, offloading, map[string]any{
-		"vm_state": novalet.VMShelvedOffloaded, "task_state": nil, "power_state": novalet.PowerShutdown})
+	// One save where Nova makes two: a row must not name a host that has forgotten it.
+	err := a.save(ctx, in, op.Context, offloading, noHost(map[string]any{
+		"vm_state": novalet.VMShelvedOffloaded, "task_state": nil, "power_state": novalet.PowerShutdown}))
 	if err != nil {
 		return fmt.Errorf("save shelved_offloaded: %w", err)
-	}
-	// A second save, as in Nova: a row without a host must be in its final state already.
-	if err := a.save(ctx, in, op.Context, nil, noHost(map[string]any{})); err != nil {
-		return fmt.Errorf("save no host: %w", err)
 	}
 	in.set(func(r *record) {
 		r.Instance.VMState, r.Instance.TaskState, r.Instance.Host, r.Instance.Node = novalet.VMShelvedOffloaded, novalet.TaskNone, "", ""

@@ -58,7 +58,7 @@ func (a *Agent) snapshotDone(ctx context.Context, in *instance, op *novalet.Oper
 // snapshot uploads the root. On error the image, which nova-api made before, is deleted.
 func (a *Agent) snapshot(ctx context.Context, in *instance, op *novalet.Operation, s *snapshotStates) error {
 	if !s.skipFirst {
-		err := a.save(ctx, in, op.Context, []novalet.TaskState{s.before, s.capturing}, map[string]any{"task_state": s.capturing})
+		err := a.save(ctx, in, op.Context, []novalet.TaskState{s.before, s.capturing, s.uploading}, map[string]any{"task_state": s.capturing})
 		if err != nil {
 			a.deleteImage(a.ctx, in, op.Context, op.Args.ImageID)
 			return fmt.Errorf("save %s: %w", s.capturing, err)
@@ -101,7 +101,11 @@ func (a *Agent) freezeFor(ctx context.Context, in *instance) (func(), error) {
 	if err != nil {
 		return nil, fmt.Errorf("read container: %w", err)
 	}
-	if st.State != novalet.ContainerRunning {
+	switch vm := in.view().VMState; {
+	case st.State == novalet.ContainerRunning:
+	case st.State == novalet.ContainerPaused && vm != novalet.VMPaused && vm != novalet.VMSuspended:
+		// Frozen by a snapshot that a restart interrupted.
+	default:
 		return func() {}, nil
 	}
 	if err := a.runtime.Freeze(ctx, in.uuid); err != nil {
