@@ -13,10 +13,7 @@ import (
 
 // SaveNetworkInfo implements novalet.Conductor.
 func (c *conductor) SaveNetworkInfo(ctx context.Context, rc novalet.RequestContext, uuid string, info novalet.NetworkInfo) error {
-	if info == nil {
-		info = novalet.NetworkInfo{}
-	}
-	text, err := marshalPlain(info)
+	text, err := marshalPlain(wholeInfo(info))
 	if err != nil {
 		return fmt.Errorf("encode the network info of %s: %w", uuid, err)
 	}

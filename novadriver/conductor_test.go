@@ -251,6 +251,7 @@ func TestVIFsAndCache(t *testing.T) {
 	if rows := b.conductor.Find("VirtualInterface", "uuid", vif.ID); len(rows) != 0 {
 		t.Errorf("rows left: %v", rows)
 	}
+	vif.Network.Subnets = []novalet.Subnet{{CIDR: "10.0.0.0/24"}}
 	for want, info := range map[string]novalet.NetworkInfo{"[]": nil, "": {*vif}} {
 		if err := c.SaveNetworkInfo(b.ctx(), rc, instUUID, info); err != nil {
 			t.Fatal(err)
@@ -260,6 +261,11 @@ func TestVIFsAndCache(t *testing.T) {
 			var back novalet.NetworkInfo
 			if err := json.Unmarshal([]byte(got), &back); err != nil || len(back) != 1 || back[0].ID != vif.ID {
 				t.Errorf("cache %s (%v)", got, err)
+			}
+			for _, k := range []string{`"meta":null`, `"details":null`, `"profile":null`, `"dns":null`, `"ips":null`, `"routes":null`, `"subnets":null`} {
+				if strings.Contains(got, k) {
+					t.Errorf("Nova's model fails on %s", k)
+				}
 			}
 		} else if got != want {
 			t.Errorf("cache %s, want %s", got, want)

@@ -48,7 +48,7 @@ func attachInterface(ctx context.Context, d *Driver, r *request) (any, error) {
 			Network: novalet.NetworkRequest{NetworkID: r.args.str("network_id"), PortID: r.args.str("port_id"), Address: r.args.str("requested_ip")},
 		})
 		if err == nil {
-			return vif, nil
+			return wholeVIF(*vif), nil
 		}
 		var fault *novalet.Fault
 		if errors.As(err, &fault) && fault.Class != "" || errors.Is(err, novalet.ErrNotFound) || errors.Is(err, novalet.ErrInstanceGone) {

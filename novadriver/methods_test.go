@@ -374,8 +374,8 @@ func TestAttachInterface(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, k := range []string{"id", "address", "network", "type", "details", "devname", "active", "vnic_type", "profile", "preserve_on_delete", "meta"} {
-		if _, ok := vif[k]; !ok {
-			t.Errorf("the VIF has no %s", k)
+		if v, ok := vif[k]; !ok || string(v) == "null" {
+			t.Errorf("the VIF's %s is %s", k, v)
 		}
 	}
 	if n := b.agent.attached.Network; n.NetworkID != "net1" || n.Address != "10.0.0.9" || b.agent.attached.Context.AuthToken != "TOKEN" {
