@@ -67,12 +67,19 @@ func (e *Engine) claim(s *novalet.SandboxSpec) (*instance, error) {
 			e.mu.Unlock()
 			continue
 		}
-		slot, base, err := e.takeSlot(s.ID)
-		if err != nil {
-			e.mu.Unlock()
-			return nil, err
+		warm := e.takeWarm(s.ID)
+		var slot int
+		var base uint32
+		if warm != nil {
+			slot, base = warm.slot, warm.base
+		} else {
+			var err error
+			if slot, base, err = e.takeSlot(s.ID); err != nil {
+				e.mu.Unlock()
+				return nil, err
+			}
 		}
-		in := &instance{rec: record{Version: recordVersion, ID: s.ID, Slot: slot, UIDBase: base, UIDSize: e.o.UIDCount}}
+		in := &instance{warm: warm, rec: record{Version: recordVersion, ID: s.ID, Slot: slot, UIDBase: base, UIDSize: e.o.UIDCount}}
 		in.op.Lock()
 		e.instances[s.ID] = in
 		e.mu.Unlock()
@@ -101,6 +108,16 @@ func (e *Engine) build(ctx context.Context, in *instance, rec *record) error {
 
 func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record) error {
 	g := e.group(rec.Slot)
+	if w := in.warm; w != nil {
+		in.warm = nil
+		e.fillWarm()
+		err := e.assign(ctx, in, rec, w)
+		if err == nil {
+			e.log.Info("container created", "instance", rec.ID, "uid_base", rec.UIDBase, "prepared", true)
+			return nil
+		}
+		e.log.Warn("prepared sandbox not usable", "instance", rec.ID, "error", err)
+	}
 	if err := g.Create(rec.UIDBase, &rec.Limits, e.apply(rec)); err != nil {
 		return fmt.Errorf("create container %s: %w", rec.ID, err)
 	}

@@ -52,6 +52,8 @@ type Options struct {
 	ShimPath string
 	// DiskPool is how many disks of each size in use are kept ready. Default 2; negative keeps none.
 	DiskPool int
+	// WarmSlots is how many sandboxes are kept ready for new instances. Default 2; negative keeps none.
+	WarmSlots int
 	// MaxInstances bounds the instances of this host; 0 is bounded by ids only.
 	MaxInstances int
 	// Logger gets one line per transition. Default slog.Default.
@@ -82,6 +84,9 @@ func (o *Options) fill() {
 	}
 	if o.ConsoleLogBytes <= 0 {
 		o.ConsoleLogBytes = 1 << 20
+	}
+	if o.WarmSlots == 0 {
+		o.WarmSlots = 2
 	}
 	if o.DiskPool == 0 {
 		o.DiskPool = 2
@@ -115,6 +120,8 @@ type Engine struct {
 	keepers   map[string]*keeper
 	subs      map[*subscriber]struct{}
 	filling   map[string]bool
+	warm      []*warmSlot
+	warming   bool
 	spawning  sync.Mutex
 }
 
@@ -130,8 +137,9 @@ type instance struct {
 
 	mu     sync.Mutex
 	rec    record
-	keeper *keeper // nil when no keeper has it
-	saved  bool    // the record is on disk
+	keeper *keeper   // nil when no keeper has it
+	saved  bool      // the record is on disk
+	warm   *warmSlot // taken, not yet assigned
 }
 
 // Open finds the keepers and instances of an earlier agent and takes them over. An instance whose record cannot be
@@ -188,6 +196,7 @@ func Open(o Options) (*Engine, error) {
 		e.emptyTrash()
 		e.openPool()
 	}()
+	e.fillWarm()
 	return e, nil
 }
 
@@ -195,6 +204,7 @@ func Open(o Options) (*Engine, error) {
 // the engine's goroutines.
 func (e *Engine) Close() error {
 	e.cancel(errClosed)
+	e.dropWarm()
 	e.mu.Lock()
 	var ks []*keeper
 	for _, k := range e.keepers {

@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -207,7 +209,9 @@ func (e *Engine) adoptKeeper(k *keeper) error {
 			continue
 		}
 		if in == nil || in.rec.Slot != st.Slot {
-			e.log.Warn("ending a container that no record knows", "instance", st.ID)
+			if !strings.HasPrefix(st.ID, warmPrefix) {
+				e.log.Warn("ending a container that no record knows", "instance", st.ID)
+			}
 			if _, err := k.call(e.ctx, wire.OpStop, st.ID, &wire.Stop{}, nil); err != nil {
 				return err
 			}
@@ -298,6 +302,7 @@ func (e *Engine) lost(k *keeper, err error) {
 		k.mu.Unlock()
 		return
 	}
+	var lostSlots []int
 	if !errors.Is(err, io.EOF) {
 		e.log.Error("keeper lost", "socket", k.sock, "error", err)
 	} else {
@@ -305,6 +310,13 @@ func (e *Engine) lost(k *keeper, err error) {
 	}
 	e.mu.Lock()
 	delete(e.keepers, k.sock)
+	e.warm = slices.DeleteFunc(e.warm, func(w *warmSlot) bool {
+		if w.keeper == k {
+			delete(e.slots, w.slot)
+			lostSlots = append(lostSlots, w.slot)
+		}
+		return w.keeper == k
+	})
 	var ids []string
 	for id, in := range e.instances {
 		if _, of := in.get(); of == k {
@@ -315,6 +327,11 @@ func (e *Engine) lost(k *keeper, err error) {
 	k.reap()
 	os.Remove(k.sock)
 	os.Remove(logOf(k.sock))
+	for _, slot := range lostSlots {
+		if err := errors.Join(e.group(slot).Kill(), e.group(slot).Remove()); err != nil {
+			e.log.Error("cgroup left", "slot", slot, "error", err)
+		}
+	}
 	for _, id := range ids {
 		in := e.lock(id)
 		if in == nil {

@@ -229,7 +229,11 @@ func TestImageWithoutInit(t *testing.T) {
 	if _, err := te.Create(ctx, &novalet.SandboxSpec{ID: "x"}); err != nil {
 		t.Fatal(err)
 	}
-	err := te.Start(ctx, "x", &novalet.ContainerSpec{Kind: novalet.KindMachine, Layers: busybox(t)})
+	layers := busybox(t)
+	if err := os.Remove(filepath.Join(layers[0].Path, "bin/init")); err != nil {
+		t.Fatal(err)
+	}
+	err := te.Start(ctx, "x", &novalet.ContainerSpec{Kind: novalet.KindMachine, Layers: layers})
 	if !errors.Is(err, novalet.ErrAbort) || !strings.Contains(novalet.FaultText(err), "/sbin/init") {
 		t.Fatal(err)
 	}

@@ -32,7 +32,9 @@ func (in *instance) ended(pid int, ws unix.WaitStatus) {
 		in.devpts = nil
 	}
 	in.mu.Unlock()
-	in.console.detach()
+	if con := in.screen(); con != nil {
+		con.detach()
+	}
 	if again {
 		in.reboot(ws)
 		return
@@ -52,7 +54,7 @@ func (in *instance) reboot(ws unix.WaitStatus) {
 		return
 	}
 	if err := in.spawnInit(true); err != nil {
-		fmt.Fprintf(os.Stderr, "keeper: restart %s: %v\n", in.id, err)
+		fmt.Fprintf(os.Stderr, "keeper: restart %s: %v\n", in.name(), err)
 		_ = in.signal(unix.SIGKILL) // one that could not be made whole
 		in.op.Unlock()
 		in.finish(ws)
@@ -61,7 +63,7 @@ func (in *instance) reboot(ws unix.WaitStatus) {
 	err := in.handOver(m)
 	if err != nil {
 		// The new init's end is reported by its own ended.
-		fmt.Fprintf(os.Stderr, "keeper: restart %s: %v\n", in.id, err)
+		fmt.Fprintf(os.Stderr, "keeper: restart %s: %v\n", in.name(), err)
 		in.signal(unix.SIGKILL)
 		in.op.Unlock()
 		return
@@ -70,7 +72,7 @@ func (in *instance) reboot(ws unix.WaitStatus) {
 	in.reboots++
 	in.mu.Unlock()
 	in.op.Unlock()
-	in.k.tell(wire.Event{ID: in.id, Type: wire.EventRebooted, At: time.Now()})
+	in.k.tell(wire.Event{ID: in.name(), Type: wire.EventRebooted, At: time.Now()})
 }
 
 // finish records the end and lets everything go.
@@ -96,7 +98,9 @@ func (in *instance) finish(ws unix.WaitStatus) {
 	}
 	in.mu.Unlock()
 	in.record()
-	in.console.close()
+	if con := in.screen(); con != nil {
+		con.close()
+	}
 	in.cleaned.Add(1)
 	go func() {
 		defer in.cleaned.Done()
@@ -117,7 +121,7 @@ func (in *instance) finish(ws unix.WaitStatus) {
 	}()
 	close(in.exited)
 	if wasRunning && !stopping {
-		in.k.tell(wire.Event{ID: in.id, Type: wire.EventExited, ExitCode: code, At: at})
+		in.k.tell(wire.Event{ID: in.name(), Type: wire.EventExited, ExitCode: code, At: at})
 	}
 }
 
@@ -148,10 +152,19 @@ func (in *instance) closeDirs() {
 	if in.oom != nil {
 		in.oom.stop()
 	}
-	in.dir.Close()
+	if in.dir != nil {
+		in.dir.Close()
+	}
 	for _, c := range in.cgroups {
 		c.dir.Close()
 	}
+}
+
+// screen is the console, nil while the instance has no identity.
+func (in *instance) screen() *console {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.console
 }
 
 // signal sends a signal to init.

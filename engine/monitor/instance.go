@@ -73,7 +73,11 @@ type exitRecord struct {
 
 // create makes the namespaces and a waiting init. An instance that exists is returned as it is.
 func (k *keeper) create(id string, m *wire.Create, fds *[]int) (*instance, error) {
-	if len(*fds) != 1+len(m.Cgroups) {
+	dirs := 1
+	if m.Advance {
+		dirs = 0
+	}
+	if len(*fds) != dirs+len(m.Cgroups) {
 		return nil, &wire.Error{Code: wire.CodeInternal, Detail: "create: wrong number of descriptors"}
 	}
 	if id == "" || m.UIDBase == 0 || m.UIDSize == 0 {
@@ -96,9 +100,11 @@ func (k *keeper) create(id string, m *wire.Create, fds *[]int) (*instance, error
 	k.instances[id] = in
 	k.mu.Unlock()
 
-	in.dir = os.NewFile(uintptr((*fds)[0]), "instance")
+	if !m.Advance {
+		in.dir = os.NewFile(uintptr((*fds)[0]), "instance")
+	}
 	for i, ref := range m.Cgroups {
-		in.cgroups = append(in.cgroups, cgroupDir{CgroupRef: ref, dir: os.NewFile(uintptr((*fds)[i+1]), "cgroup")})
+		in.cgroups = append(in.cgroups, cgroupDir{CgroupRef: ref, dir: os.NewFile(uintptr((*fds)[i+dirs]), "cgroup")})
 	}
 	*fds = nil
 	err := in.prepare()
@@ -115,8 +121,10 @@ func (k *keeper) create(id string, m *wire.Create, fds *[]int) (*instance, error
 // prepare starts the waiting init in new namespaces and takes hold of them.
 func (in *instance) prepare() error {
 	var err error
-	if in.console, err = newConsole(in.dir, in.spec.LogMax); err != nil {
-		return err
+	if !in.spec.Advance {
+		if in.console, err = newConsole(in.dir, in.spec.LogMax); err != nil {
+			return err
+		}
 	}
 	if err := in.spawnInit(false); err != nil {
 		return err
@@ -133,6 +141,46 @@ func (in *instance) prepare() error {
 		fmt.Fprintf(os.Stderr, "keeper: view of %s: %v\n", in.id, err)
 	}
 	return nil
+}
+
+// assign gives an instance made in advance its identity.
+func (in *instance) assign(m *wire.Assign, fds *[]int) error {
+	in.op.Lock()
+	defer in.op.Unlock()
+	if in.status().State != wire.StateCreated || in.console != nil {
+		return &wire.Error{Code: wire.CodeState, Detail: "not waiting for an identity"}
+	}
+	if len(*fds) != 1 || m.ID == "" {
+		return &wire.Error{Code: wire.CodeInternal, Detail: "assign: incomplete"}
+	}
+	dir := os.NewFile(uintptr((*fds)[0]), "instance")
+	*fds = nil
+	console, err := newConsole(dir, m.LogMax)
+	if err != nil {
+		dir.Close()
+		return err
+	}
+	in.k.mu.Lock()
+	defer in.k.mu.Unlock()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.k.instances[m.ID] != nil || in.state != wire.StateCreated {
+		console.close()
+		dir.Close()
+		return &wire.Error{Code: wire.CodeState, Detail: "the identity is taken, or init is gone"}
+	}
+	delete(in.k.instances, in.id)
+	in.k.instances[m.ID] = in
+	in.id, in.dir, in.console = m.ID, dir, console
+	in.spec.Hostname, in.spec.LogMax = m.Hostname, m.LogMax
+	return nil
+}
+
+// name is the id, which an instance made in advance gets late.
+func (in *instance) name() string {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.id
 }
 
 func openNS(pid int, name string) (int, error) {
@@ -248,6 +296,9 @@ func (in *instance) start(m *wire.Start, fds *[]int) error {
 	case wire.StateExited:
 		return &wire.Error{Code: wire.CodeState, Detail: "exited"}
 	}
+	if in.console == nil {
+		return &wire.Error{Code: wire.CodeState, Detail: "it has no identity yet"}
+	}
 	want := 1
 	if m.Rescue != "" {
 		want = 2
@@ -308,7 +359,7 @@ func (in *instance) handOver(m *wire.Start) error {
 	viewed := in.view != nil
 	in.bootAt = time.Now()
 	in.mu.Unlock()
-	cfg := &wire.InitConfig{Start: *m, ID: in.id, Hostname: in.spec.Hostname}
+	cfg := &wire.InitConfig{Start: *m, ID: in.name(), Hostname: in.spec.Hostname}
 	if viewed {
 		fd, err := mnt.Clone(unix.AT_FDCWD, in.viewPath())
 		if err != nil {
@@ -387,6 +438,10 @@ func (in *instance) initFailed(err error) error {
 // record writes the exit record.
 func (in *instance) record() {
 	in.mu.Lock()
+	if in.dir == nil {
+		in.mu.Unlock()
+		return
+	}
 	b, err := json.Marshal(&exitRecord{ExitCode: in.code, ExitedAt: in.exitAt, StartedAt: in.startAt, OOMKills: in.oomKills})
 	in.mu.Unlock()
 	if err == nil {

@@ -188,12 +188,21 @@ func (k *keeper) handle(c *wire.Conn, req *wire.Request, fds *[]int) (body any, 
 	}
 	in := k.get(req.ID)
 	switch req.Op {
-	case wire.OpStart, wire.OpStop, wire.OpForget, wire.OpUserNS, wire.OpExec, wire.OpConsole:
+	case wire.OpAssign, wire.OpStart, wire.OpStop, wire.OpForget, wire.OpUserNS, wire.OpExec, wire.OpConsole:
 		if in == nil {
 			return nil, nil, &wire.Error{Code: wire.CodeNotFound, Detail: "instance " + req.ID}
 		}
 	}
 	switch req.Op {
+	case wire.OpAssign:
+		var m wire.Assign
+		if err := decode(req, &m); err != nil {
+			return nil, nil, err
+		}
+		if err := in.assign(&m, fds); err != nil {
+			return nil, nil, err
+		}
+		return in.status(), nil, nil
 	case wire.OpStart:
 		var m wire.Start
 		if err := decode(req, &m); err != nil {

@@ -92,7 +92,7 @@ func (w *oomWatch) run(in *instance) {
 		}
 		for i := 0; i < 20; i++ {
 			if in.oomNow() > 0 {
-				in.k.tell(wire.Event{ID: in.id, Type: wire.EventOOM, At: time.Now()})
+				in.k.tell(wire.Event{ID: in.name(), Type: wire.EventOOM, At: time.Now()})
 				break
 			}
 			time.Sleep(50 * time.Millisecond)

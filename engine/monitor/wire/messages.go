@@ -12,6 +12,7 @@ const (
 	OpHello   = "hello"
 	OpList    = "list"
 	OpCreate  = "create"
+	OpAssign  = "assign"
 	OpStart   = "start"
 	OpStop    = "stop"
 	OpForget  = "forget"
@@ -109,14 +110,23 @@ const (
 )
 
 // Create asks for namespaces and a waiting init. Descriptors: the instance's directory (console log, exit
-// record), then one per CgroupRef.
+// record), left out when it is made in advance, then one per CgroupRef.
 type Create struct {
+	// Advance makes an instance that waits for its identity (Assign).
+	Advance  bool        `json:"advance,omitempty"`
 	Slot     int         `json:"slot"`
 	Hostname string      `json:"hostname"`
 	UIDBase  uint32      `json:"uid_base"`
 	UIDSize  uint32      `json:"uid_size"`
 	LogMax   int64       `json:"log_max"` // bytes
 	Cgroups  []CgroupRef `json:"cgroups"`
+}
+
+// Assign gives an instance that was made in advance its identity. Descriptor: the instance's directory.
+type Assign struct {
+	ID       string `json:"id"`
+	Hostname string `json:"hostname"`
+	LogMax   int64  `json:"log_max"` // bytes
 }
 
 // Process is a resolved request for a process; names are looked up inside.
