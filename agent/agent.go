@@ -259,6 +259,19 @@ func (a *Agent) insist(ctx context.Context, log *slog.Logger, what string, f fun
 	}
 }
 
+// patiently repeats a call to a REST service a few times when the fault is a passing one.
+func patiently(ctx context.Context, f func(context.Context) error) error {
+	for delay := time.Second; ; delay *= 2 {
+		err := f(ctx)
+		if err == nil || !errors.Is(err, novalet.ErrTryAgain) || delay > 4*time.Second {
+			return err
+		}
+		if serr := sleep(ctx, delay); serr != nil {
+			return serr
+		}
+	}
+}
+
 // save writes the instance's row, insisting.
 func (a *Agent) save(ctx context.Context, in *instance, rc novalet.RequestContext, expected []novalet.TaskState, fields map[string]any) error {
 	return a.insist(ctx, in.log, "save instance", func(ctx context.Context) error {

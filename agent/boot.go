@@ -100,7 +100,11 @@ func (b *boot) run(ctx context.Context) error {
 	group.Go(func() error {
 		defer close(imageReady)
 		defer b.time.start("image")()
-		img, err := b.a.images.Prepare(gctx, b.imageRequest())
+		var img *novalet.Image
+		err := patiently(gctx, func(ctx context.Context) (err error) {
+			img, err = b.a.images.Prepare(ctx, b.imageRequest())
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("prepare image %s: %w", b.args.Image.ID, err)
 		}
@@ -266,8 +270,12 @@ func (b *boot) allocate(ctx context.Context) error {
 			return fmt.Errorf("free ports of an interrupted boot: %w", err)
 		}
 	}
-	info, err := b.a.network.Allocate(ctx, &novalet.AllocateRequest{Context: b.op.Context, Instance: b.in.view(),
-		Networks: b.args.RequestedNetworks, SecurityGroups: b.args.SecurityGroups})
+	var info novalet.NetworkInfo
+	err := patiently(ctx, func(ctx context.Context) (err error) {
+		info, err = b.a.network.Allocate(ctx, &novalet.AllocateRequest{Context: b.op.Context, Instance: b.in.view(),
+			Networks: b.args.RequestedNetworks, SecurityGroups: b.args.SecurityGroups})
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("allocate ports: %w", err)
 	}

@@ -351,3 +351,45 @@ func TestOrder(t *testing.T) {
 		t.Errorf("history %v", h)
 	}
 }
+
+// A delete does not wait for the undo of a failed boot that hangs at Neutron.
+func TestDeleteDuringUndo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		op := l.server()
+		uuid := op.Instance.UUID
+		l.h.Faults.Fail("Runtime.Start", novalet.ErrAbort, -1)
+		release := l.h.Faults.Block("NetworkAPI.Deallocate")
+		l.submit(op)
+		synctest.Wait()
+		l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+		time.Sleep(freePortsTime + time.Second)
+		synctest.Wait()
+		if !l.world.Row(uuid).Deleted {
+			t.Error("the delete waits for the undo")
+		}
+		release()
+		in, err := l.agent.lookup(uuid)
+		if err != nil {
+			t.Fatal("the ports that are left were forgotten")
+		}
+		in.retryUndo()
+		synctest.Wait()
+		l.checkNothingLeft(uuid)
+	})
+}
+
+// Glance and Neutron stutter: a passing fault does not fail the boot.
+func TestPassingFaults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		l.h.Faults.Fail("ImageStore.Prepare", novalet.ErrTryAgain, 2)
+		l.h.Faults.Fail("NetworkAPI.Allocate", novalet.ErrTryAgain, 2)
+		l.checkRunning(l.boot())
+		l.h.Faults.Fail("ImageStore.Prepare", novalet.ErrTryAgain, -1)
+		op := l.server()
+		l.submit(op)
+		l.await(op.Instance.UUID, novalet.VMError)
+		l.checkNothingLeft(op.Instance.UUID)
+	})
+}

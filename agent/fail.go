@@ -40,11 +40,25 @@ func (b *boot) fail(ctx context.Context, f *failure, cause error) error {
 		in.set(func(r *record) { r.Failed = nil })
 		return cause
 	}
+	opCtx := ctx
 	ctx = a.ctx
 	in.note(func(r *record) { r.Failed = f })
-	failed, undoErr := b.undo.Unwind(ctx)
+	// A delete does not wait for an undo that hangs: it takes everything away itself.
+	undoCtx, stop := context.WithCancelCause(ctx)
+	release := context.AfterFunc(opCtx, func() {
+		if errors.Is(context.Cause(opCtx), errDeleted) {
+			stop(errDeleted)
+		}
+	})
+	failed, undoErr := b.undo.Unwind(undoCtx)
+	release()
+	stop(nil)
 	if errors.Is(context.Cause(ctx), errShutdown) {
 		return errShutdown
+	}
+	if errors.Is(context.Cause(opCtx), errDeleted) {
+		in.set(func(r *record) { r.Failed = nil })
+		return cause
 	}
 	left := &pending{Context: b.op.Context, Info: in.portsToFree(b.info),
 		Container: slices.Contains(failed, "container"), Plugs: slices.Contains(failed, "plugs"),
@@ -168,7 +182,7 @@ func (b *boot) forgetInterfaces(ctx context.Context) error {
 func (b *boot) fault(f *failure, cause error) *novalet.Fault {
 	text := f.Text
 	if text == "" {
-		text = "the host could not start it; the operator finds the reason in the log of compute host under this instance's id. Try again, or ask the operator."
+		text = "the host could not start it; the operator finds the reason in the compute host's log under this id. Try again, or ask the operator."
 	}
 	out := &novalet.Fault{Kind: novalet.ErrAbort, Class: "BuildAbortException", Err: cause,
 		Text:    fmt.Sprintf("Build of instance %s aborted: %s", b.in.uuid, text),

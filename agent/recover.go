@@ -358,7 +358,7 @@ func (r *recovery) table(in *instance, row *novalet.Instance, st novalet.Contain
 		own(novalet.MethodStart, novalet.OperationArgs{})
 	case running || paused:
 		in.post(func(ctx context.Context) { a.replug(ctx, in, st.NetNS) })
-	case row.PowerState == novalet.PowerRunning && vm == novalet.VMActive && task == novalet.TaskNone && a.hostRebooted(in, st) && a.cfg.ResumeGuestsStateOnHostBoot:
+	case row.PowerState == novalet.PowerRunning && (vm == novalet.VMActive || vm == novalet.VMRescued) && task == novalet.TaskNone && a.hostRebooted(in, st) && a.cfg.ResumeGuestsStateOnHostBoot:
 		in.log.Info("guest ran before the host was booted; it is started")
 		in.post(func(ctx context.Context) {
 			if err := a.bring(ctx, in); err != nil && ctx.Err() == nil {
