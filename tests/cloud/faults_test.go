@@ -1,9 +1,13 @@
 package cloud_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,6 +42,31 @@ func deleteAll(t testing.TB, u *user, ids []string) {
 	wg.Wait()
 }
 
+// bigTar is a gzipped root tarball with one file of so many bytes, none of them zero.
+func bigTar(t testing.TB, size int64) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	for _, h := range []*tar.Header{{Name: "sbin/", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "sbin/init", Typeflag: tar.TypeReg, Mode: 0o755, Size: size}} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	block := bytes.Repeat([]byte("novalet "), 1<<17)
+	for left := size; left > 0; {
+		n := min(left, int64(len(block)))
+		if _, err := w.Write(block[:n]); err != nil {
+			t.Fatal(err)
+		}
+		left -= n
+	}
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 // TestBadImages: what cannot boot ends in ERROR at once, with a text that says what to do, is not tried on another
 // host, and leaves nothing.
 func TestBadImages(t *testing.T) {
@@ -49,7 +78,7 @@ func TestBadImages(t *testing.T) {
 	}
 	iso := make([]byte, 64<<10)
 	copy(iso[32769:], "CD001")
-	big := append(busyboxRoot(t), member{name: "big", mode: 0o644, data: make([]byte, 1200<<20)})
+	plain := slices.DeleteFunc(busyboxRoot(t), func(m member) bool { return strings.HasSuffix(m.name, "/init") })
 	cases := []struct {
 		name, container string
 		data            func() io.Reader
@@ -58,18 +87,18 @@ func TestBadImages(t *testing.T) {
 	}{
 		{"unknown", "bare", func() io.Reader { return bytes.NewReader(noise) }, []string{"format"}, ""},
 		{"iso", "bare", func() io.Reader { return bytes.NewReader(iso) }, []string{"ISO"}, ""},
-		{"truncated", "docker", func() io.Reader { return bytes.NewReader(good[:len(good)/2]) }, []string{"image"}, ""},
+		{"truncated", "docker", func() io.Reader { return bytes.NewReader(good[:len(good)/2]) }, []string{"cut short"}, ""},
 		{"wrong-layer", "docker", func() io.Reader {
 			return bytes.NewReader(bytes.Replace(good, []byte("served by an instance"), []byte("served by an intruder"), 1))
 		}, []string{"layer"}, ""},
 		{"no-command", "docker", func() io.Reader {
-			return bytes.NewReader(dockerArchive(t, busyboxRoot(t), map[string]any{"Env": []string{"PATH=/bin"}}))
+			return bytes.NewReader(dockerArchive(t, plain, map[string]any{"Env": []string{"PATH=/bin"}}))
 		}, []string{"command", "os_command_line"}, ""},
 		{"no-such-command", "docker", func() io.Reader {
 			return bytes.NewReader(dockerArchive(t, busyboxRoot(t), map[string]any{"Cmd": []string{"/bin/nothing-here"}}))
 		}, []string{"/bin/nothing-here"}, ""},
-		{"no-init", "bare", func() io.Reader { return bytes.NewReader(gzipped(t, makeTar(t, busyboxRoot(t)))) }, []string{"init"}, ""},
-		{"too-large", "bare", func() io.Reader { return bytes.NewReader(gzipped(t, makeTar(t, big))) }, []string{"disk"}, ""},
+		{"no-init", "bare", func() io.Reader { return bytes.NewReader(gzipped(t, makeTar(t, plain))) }, []string{"init"}, ""},
+		{"too-large", "bare", func() io.Reader { return bytes.NewReader(bigTar(t, 1200<<20)) }, []string{"disk"}, ""},
 	}
 	ids := map[string]string{}
 	for _, c := range cases {

@@ -88,6 +88,9 @@ func (b *browser) until(what, js string) {
 		if time.Now().After(deadline) {
 			var text string
 			_ = chromedp.Run(b.ctx, chromedp.Evaluate("location.href + ' ' + document.body.innerText", &text))
+			var html string
+			_ = chromedp.Run(b.ctx, chromedp.OuterHTML("html", &html))
+			_ = os.WriteFile(filepath.Join(b.dir, "failed.html"), []byte(html), 0o644)
 			b.picture("failed")
 			b.t.Fatalf("%s: not within %v: %v; the page: %.1500s", what, long, err, text)
 		}

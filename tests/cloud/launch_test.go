@@ -36,8 +36,8 @@ func (b *browser) take(name string) {
 	b.t.Helper()
 	b.until("entry "+name, fmt.Sprintf(`(() => {
 		for (const r of [...document.querySelectorAll('.modal tr')].filter(e => e.offsetParent !== null)) {
-			if (![...r.cells].some(c => c.innerText.trim() === %q)) continue;
-			const icon = r.querySelector('button .fa-arrow-up, button .fa-arrow-down');
+			if (![...r.cells].some(c => c.innerText.trim().split('\n')[0] === %q)) continue;
+			const icon = r.querySelector('.fa-arrow-up, .fa-arrow-down');
 			if (!icon) continue;
 			if (icon.classList.contains('fa-arrow-down')) return true;
 			icon.closest('button').click();

@@ -1,6 +1,7 @@
 package cloud_test
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -95,4 +96,17 @@ func TestMachine(t *testing.T) {
 		}
 	})
 	remove(t, u, s.ID)
+}
+
+// TestBusyboxMachine: a machine need not have systemd; its init ends at a stop, long before it would be killed.
+func TestBusyboxMachine(t *testing.T) {
+	u := as(t, "demo")
+	root := append(busyboxRoot(t), member{name: "sbin/", mode: 0o755}, member{name: "sbin/init", link: "/bin/busybox", mode: 0o777},
+		member{name: "etc/inittab", mode: 0o644, data: []byte("::sysinit:/bin/echo started by init\n::respawn:/bin/sleep 1000\n::shutdown:/bin/echo stopped by init\n")})
+	image := upload(t, u, imageSpec{name: "novalet-test-busybox-machine", container: "bare", disk: "raw"}, bytes.NewReader(gzipped(t, makeTar(t, root))))
+	s := boot(t, u, bootOpts{image: image, noNet: true})
+	waitLog(t, u, s.ID, "started by init", long)
+	must(t, servers.Stop(t.Context(), u.compute, s.ID).ExtractErr())
+	waitStatus(t, u, s.ID, "SHUTOFF")
+	waitLog(t, u, s.ID, "stopped by init", long)
 }

@@ -1,0 +1,355 @@
+// Command image measures the first and the next use of an image against the tools people unpack with: GNU tar for root
+// tars, umoci for container archives, and ourselves for a disk of the same tree. It needs root, works in a folder of its
+// own below -dir and leaves nothing.
+package main
+
+import (
+	"context"
+	"crypto/sha512"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/glancebridge"
+	"github.com/novalet/novalet/tests/bench/report"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == glancebridge.HelperCommand {
+		os.Exit(glancebridge.HelperMain(os.Args[2:]))
+	}
+	rounds := flag.Int("rounds", 7, "rounds of each comparison")
+	mib := flag.Int64("mib", 200, "MiB of the tree, taken from this machine's own files")
+	dir := flag.String("dir", "/var/tmp", "file system to unpack to")
+	out := flag.String("out", ".", "directory in which build/bench is")
+	flag.Parse()
+	if err := run(*rounds, *mib, *dir, *out); err != nil {
+		fmt.Fprintln(os.Stderr, "bench image:", err)
+		os.Exit(1)
+	}
+}
+
+type bench struct {
+	work, tree, images string
+	rounds             int
+	r                  *report.Report
+	peak               int64 // bytes of a helper
+}
+
+func run(rounds int, mib int64, dir, out string) (err error) {
+	work, err := os.MkdirTemp(dir, "novalet-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	b := &bench{work: work, tree: filepath.Join(work, "tree"), images: filepath.Join(work, "images"), rounds: rounds,
+		r: report.New("image", rounds)}
+	b.r.Options["mib"] = strconv.FormatInt(mib, 10)
+	if err := os.Mkdir(b.images, 0o700); err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "making the tree and its images")
+	if err := makeTree(b.tree, mib<<20); err != nil {
+		return err
+	}
+	tar := filepath.Join(work, "root.tar")
+	if err := command("tar", "-C", b.tree, "--numeric-owner", "-cf", tar, "."); err != nil {
+		return err
+	}
+	for _, step := range []struct {
+		id string
+		fn func(tar string) error
+	}{
+		{"gzip_vs_tar", b.gzip}, {"zstd_vs_tar", b.zstd}, {"docker_vs_umoci", b.docker}, {"qcow2_vs_rawtar", b.qcow2}, {"cached_vs_tar", b.cached},
+	} {
+		fmt.Fprintln(os.Stderr, "measuring", step.id)
+		if err := step.fn(tar); err != nil {
+			b.r.Missing[step.id] = err.Error()
+		}
+	}
+	if b.peak > 0 {
+		b.r.Add("helper_mib", "MiB", "64 MiB", 1, [][2]float64{{float64(b.peak) / (1 << 20), 64}})
+	}
+	b.r.Missing["delta_bytes"] = "only the missing layers of an archive cannot be fetched yet"
+	if err := b.r.Write(os.Stdout, out); err != nil {
+		return err
+	}
+	if len(b.r.Missing) > 1 {
+		return errors.New("some rows are missing")
+	}
+	return nil
+}
+
+// makeTree hard-links nothing and copies files of this machine until there are enough of them.
+func makeTree(dir string, want int64) error {
+	for _, d := range []string{"etc", "sbin"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sbin/init"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+		return err
+	}
+	errEnough := errors.New("enough")
+	var have int64
+	for _, src := range []string{"/usr/share/doc", "/usr/share", "/usr/sbin", "/usr/bin", "/usr/lib"} {
+		err := filepath.WalkDir(src, func(p string, d os.DirEntry, err error) error {
+			if err != nil {
+				return nil // a file that goes away meanwhile
+			}
+			if have >= want {
+				return errEnough
+			}
+			to := filepath.Join(dir, p)
+			switch {
+			case d.IsDir():
+				return os.MkdirAll(to, 0o755)
+			case d.Type()&os.ModeSymlink != 0:
+				if l, err := os.Readlink(p); err == nil {
+					_ = os.Symlink(l, to)
+				}
+			case d.Type().IsRegular():
+				fi, err := d.Info()
+				if err != nil || fi.Size() > 8<<20 {
+					return nil
+				}
+				if _, err := os.Lstat(to); err == nil {
+					return nil
+				}
+				data, err := os.ReadFile(p)
+				if err != nil {
+					return nil
+				}
+				have += fi.Size()
+				return os.WriteFile(to, data, fi.Mode().Perm())
+			}
+			return nil
+		})
+		if errors.Is(err, errEnough) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("copy tree: %w", err)
+		}
+	}
+	return nil
+}
+
+func command(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// shell runs a line; $IN and $OUT are the file and what it becomes.
+func shell(line, in, out string) error {
+	cmd := exec.Command("sh", "-c", line)
+	cmd.Env = append(os.Environ(), "IN="+in, "OUT="+out)
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", line, err, strings.TrimSpace(string(msg)))
+	}
+	return nil
+}
+
+// add puts a file into the image folder.
+func (b *bench) add(id, file, format string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha512.New()
+	n, err := io.Copy(h, f)
+	if err != nil {
+		return err
+	}
+	rec, err := json.Marshal(map[string]any{"id": id, "name": id, "status": "active", "size": n, "disk_format": format,
+		"os_hash_algo": "sha512", "os_hash_value": hex.EncodeToString(h.Sum(nil)), "file": id})
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(file, filepath.Join(b.images, id)); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(b.images, id+".json"), rec, 0o600)
+}
+
+// ours fetches an image into an empty store and, the second time, from what is there then.
+func (b *bench) ours(id string) (first, next float64, err error) {
+	dir := filepath.Join(b.work, "store")
+	s, err := glancebridge.Open(glancebridge.Options{Dir: dir, Glance: glancebridge.NewFileGlance(b.images)})
+	if err != nil {
+		return 0, 0, err
+	}
+	stop := b.watch()
+	ctx := context.Background()
+	start := time.Now()
+	_, err = s.Prepare(ctx, &novalet.ImageRequest{ImageID: id, InstanceUUID: "bench-1"})
+	first = ms(start)
+	stop()
+	if err == nil {
+		start = time.Now()
+		_, err = s.Prepare(ctx, &novalet.ImageRequest{ImageID: id, InstanceUUID: "bench-2"})
+		next = ms(start)
+	}
+	return first, next, errors.Join(err, s.Close(), os.RemoveAll(dir))
+}
+
+func ms(start time.Time) float64 { return float64(time.Since(start).Microseconds()) / 1000 }
+
+// watch notes the largest memory of a helper until it is stopped.
+func (b *bench) watch() (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			kids, _ := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
+			tasks, _ := filepath.Glob("/proc/self/task/*/children")
+			for _, t := range tasks {
+				k, _ := os.ReadFile(t)
+				kids = append(append(kids, ' '), k...)
+			}
+			for _, pid := range strings.Fields(string(kids)) {
+				status, _ := os.ReadFile("/proc/" + pid + "/status")
+				for line := range strings.Lines(string(status)) {
+					if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+						kb, _ := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+						b.peak = max(b.peak, kb<<10)
+					}
+				}
+			}
+		}
+	})
+	return func() { close(done); wg.Wait() }
+}
+
+// peer times a command that unpacks into a new folder.
+func (b *bench) peer(name string, args func(dir string) []string) (float64, error) {
+	dir := filepath.Join(b.work, "peer")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	err := command(name, args(dir)...)
+	t := ms(start)
+	return t, errors.Join(err, os.RemoveAll(dir))
+}
+
+// compare takes both in turn.
+func (b *bench) compare(id, peerName string, target float64, ours, peer func() (float64, error)) error {
+	var samples [][2]float64
+	for range b.rounds {
+		o, err := ours()
+		if err != nil {
+			return err
+		}
+		p, err := peer()
+		if err != nil {
+			return err
+		}
+		samples = append(samples, [2]float64{o, p})
+	}
+	b.r.Add(id, "ms", peerName, target, samples)
+	return nil
+}
+
+func (b *bench) first(id string) func() (float64, error) {
+	return func() (float64, error) { t, _, err := b.ours(id); return t, err }
+}
+
+func (b *bench) tar(id, flag string) func() (float64, error) {
+	return func() (float64, error) {
+		return b.peer("tar", func(dir string) []string { return []string{"-C", dir, flag, "-xf", filepath.Join(b.images, id)} })
+	}
+}
+
+func (b *bench) gzip(tar string) error {
+	out := tar + ".gz"
+	if err := shell(`gzip -c "$IN" > "$OUT"`, tar, out); err != nil {
+		return err
+	}
+	if err := b.add("bench-gzip", out, "raw"); err != nil {
+		return err
+	}
+	return b.compare("gzip_vs_tar", "tar -xzf", 0.75, b.first("bench-gzip"), b.tar("bench-gzip", "-z"))
+}
+
+func (b *bench) zstd(tar string) error {
+	out := tar + ".zst"
+	if err := shell(`zstd -q -c "$IN" > "$OUT"`, tar, out); err != nil {
+		return err
+	}
+	if err := b.add("bench-zstd", out, "raw"); err != nil {
+		return err
+	}
+	return b.compare("zstd_vs_tar", "tar -xzf", 0.45, b.first("bench-zstd"), b.tar("bench-gzip", "-z"))
+}
+
+func (b *bench) docker(tar string) error {
+	oci, archive := filepath.Join(b.work, "oci"), filepath.Join(b.work, "docker.tar")
+	for _, args := range [][]string{{"init", "--layout", oci}, {"new", "--image", oci + ":bench"},
+		{"raw", "add-layer", "--image", oci + ":bench", tar},
+		{"config", "--image", oci + ":bench", "--config.cmd", "/sbin/init"}} {
+		if err := command("umoci", args...); err != nil {
+			return err
+		}
+	}
+	if err := command("skopeo", "--insecure-policy", "copy", "oci:"+oci+":bench", "docker-archive:"+archive+":bench:latest"); err != nil {
+		return err
+	}
+	if err := b.add("bench-docker", archive, "raw"); err != nil {
+		return err
+	}
+	return b.compare("docker_vs_umoci", "umoci unpack", 0.5, b.first("bench-docker"), func() (float64, error) {
+		return b.peer("umoci", func(dir string) []string {
+			return []string{"unpack", "--image", oci + ":bench", filepath.Join(dir, "bundle")}
+		})
+	})
+}
+
+func (b *bench) qcow2(tar string) error {
+	raw, out := filepath.Join(b.work, "disk.raw"), filepath.Join(b.work, "disk.qcow2")
+	st, err := os.Stat(tar)
+	if err != nil {
+		return err
+	}
+	if err := command("mkfs.ext4", "-q", "-d", b.tree, raw, strconv.FormatInt(st.Size()/1024*2, 10)+"k"); err != nil {
+		return err
+	}
+	if err := command("qemu-img", "convert", "-O", "qcow2", raw, out); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Remove(raw), b.add("bench-qcow2", out, "qcow2")); err != nil {
+		return err
+	}
+	copied := tar + ".copy"
+	if err := shell(`cp "$IN" "$OUT"`, tar, copied); err != nil {
+		return err
+	}
+	if err := b.add("bench-tar", copied, "raw"); err != nil {
+		return err
+	}
+	return b.compare("qcow2_vs_rawtar", "our raw tar", 1.5, b.first("bench-qcow2"), b.first("bench-tar"))
+}
+
+func (b *bench) cached(string) error {
+	return b.compare("cached_vs_tar", "tar -xzf", 0.02, func() (float64, error) { _, t, err := b.ours("bench-gzip"); return t, err },
+		b.tar("bench-gzip", "-z"))
+}
