@@ -46,14 +46,15 @@ func (e *Engine) Create(ctx context.Context, s *novalet.SandboxSpec) (*novalet.C
 		rec.Kind = s.Kind
 	}
 	e.placeCPUs(&rec)
-	if err := e.build(ctx, in, &rec); err != nil {
+	status, err := e.build(ctx, in, &rec)
+	if err != nil {
 		undo := context.WithoutCancel(ctx)
 		if fresh {
 			return nil, errors.Join(err, e.remove(undo, in))
 		}
 		return nil, errors.Join(err, e.settle(undo, in))
 	}
-	return e.current(ctx, in)
+	return status, nil
 }
 
 // claim returns the instance with its op lock held, new with a range of ids unless it exists.
@@ -79,7 +80,7 @@ func (e *Engine) claim(s *novalet.SandboxSpec) (*instance, error) {
 				return nil, err
 			}
 		}
-		in := &instance{warm: warm, rec: record{Version: recordVersion, ID: s.ID, Slot: slot, UIDBase: base, UIDSize: e.o.UIDCount}}
+		in := &instance{warm: warm, userns: -1, rec: record{Version: recordVersion, ID: s.ID, Slot: slot, UIDBase: base, UIDSize: e.o.UIDCount}}
 		in.op.Lock()
 		e.instances[s.ID] = in
 		e.mu.Unlock()
@@ -89,29 +90,33 @@ func (e *Engine) claim(s *novalet.SandboxSpec) (*instance, error) {
 
 // build makes everything of a container but its root: record, disk, cgroups, and, in a keeper, namespaces and the
 // waiting init. On error what it made is left to the caller's settle or remove.
-func (e *Engine) build(ctx context.Context, in *instance, rec *record) error {
+func (e *Engine) build(ctx context.Context, in *instance, rec *record) (*novalet.ContainerStatus, error) {
 	if err := os.Mkdir(e.dir(rec.ID), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("create container: %w", err)
+		return nil, fmt.Errorf("create container: %w", err)
 	}
 	in.mu.Lock()
 	in.rec, in.saved = *rec, true
 	in.mu.Unlock()
-	// The record is on disk when this returns. An agent that dies before leaves a container that no record knows,
-	// which the next one ends.
-	saved := make(chan error, 1)
-	go func() { saved <- e.save(rec) }()
+	var err error
+	if in.synced, err = e.save(rec); err != nil {
+		return nil, err
+	}
 	disk := make(chan error, 1)
 	go func() { disk <- e.makeDisk(ctx, rec) }()
-	err := e.sandbox(ctx, in, rec)
-	return errors.Join(err, <-disk, <-saved)
+	var st wire.Status
+	err = e.sandbox(ctx, in, rec, &st)
+	if err = errors.Join(err, <-disk); err != nil {
+		return nil, err
+	}
+	return e.statusOf(rec, &st), nil
 }
 
-func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record) error {
+func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record, st *wire.Status) error {
 	g := e.group(rec.Slot)
 	if w := in.warm; w != nil {
 		in.warm = nil
 		e.fillWarm()
-		err := e.assign(ctx, in, rec, w)
+		err := e.assign(ctx, in, rec, w, st)
 		if err == nil {
 			e.log.Info("container created", "instance", rec.ID, "uid_base", rec.UIDBase, "prepared", true)
 			return nil
@@ -141,7 +146,8 @@ func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record) error {
 	if err != nil {
 		return err
 	}
-	if _, err := k.call(ctx, wire.OpCreate, rec.ID, m, nil, fds...); err != nil {
+	got, err := k.call(ctx, wire.OpCreate, rec.ID, m, st, fds...)
+	if err != nil {
 		// The keeper may have it all the same: settle asks.
 		in.mu.Lock()
 		in.keeper = k
@@ -151,8 +157,25 @@ func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record) error {
 	in.mu.Lock()
 	in.keeper = k
 	in.mu.Unlock()
+	in.hold(got)
 	e.log.Info("container created", "instance", rec.ID, "uid_base", rec.UIDBase)
 	return nil
+}
+
+// hold keeps the user namespace that came with a creation.
+func (in *instance) hold(fds []int) {
+	in.drop()
+	if len(fds) == 1 {
+		in.userns = fds[0]
+		return
+	}
+	wire.CloseAll(fds)
+}
+
+// drop lets go of it.
+func (in *instance) drop() {
+	wire.CloseAll([]int{in.userns})
+	in.userns = -1
 }
 
 func (e *Engine) apply(rec *record) cgroup.ApplyOptions {

@@ -140,6 +140,10 @@ type instance struct {
 	keeper *keeper   // nil when no keeper has it
 	saved  bool      // the record is on disk
 	warm   *warmSlot // taken, not yet assigned
+
+	// Of a container that this process created and has not started yet; under op. They save asking the keeper.
+	userns int // the user namespace, -1 when not held
+	synced <-chan error
 }
 
 // Open finds the keepers and instances of an earlier agent and takes them over. An instance whose record cannot be

@@ -149,7 +149,7 @@ func (e *Engine) adopt() error {
 			}
 			continue
 		}
-		e.instances[id] = &instance{rec: *r, saved: true}
+		e.instances[id] = &instance{rec: *r, saved: true, userns: -1}
 		e.slots[r.Slot] = id
 	}
 	ks, err := os.ReadDir(filepath.Join(e.o.RunDir, "keepers"))

@@ -36,38 +36,45 @@ type record struct {
 
 const recordName = "record.json"
 
-// save writes the record: to a new file, synced, renamed, the directory synced.
-func (e *Engine) save(r *record) error {
+// save writes the record: to a new file, renamed, and then, in the background, synced with its directory. An agent that
+// dies at any point finds one whole record; a host that loses power may lose the last one. So Start
+// waits until the slot of a new instance is synced.
+func (e *Engine) save(r *record) (synced <-chan error, err error) {
 	b, err := json.Marshal(r)
 	if err != nil {
-		return fmt.Errorf("write record: %w", err)
+		return nil, fmt.Errorf("write record: %w", err)
 	}
 	dir := e.dir(r.ID)
 	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("write record: %w", err)
+		return nil, fmt.Errorf("write record: %w", err)
 	}
 	tmp := filepath.Join(dir, recordName+".new")
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return fmt.Errorf("write record: %w", err)
+		return nil, fmt.Errorf("write record: %w", err)
 	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = unix.Fdatasync(int(f.Fd()))
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
+	if _, err = f.Write(b); err == nil {
 		err = os.Rename(tmp, filepath.Join(dir, recordName))
 	}
-	if err == nil {
-		err = syncDir(dir)
-	}
 	if err != nil {
-		return fmt.Errorf("write record: %w", err)
+		f.Close()
+		return nil, fmt.Errorf("write record: %w", err)
 	}
-	return nil
+	done := make(chan error, 1)
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		err := errors.Join(unix.Fdatasync(int(f.Fd())), f.Close(), syncDir(dir))
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil // removed meanwhile
+		}
+		if err != nil {
+			e.log.Error("sync record", "instance", r.ID, "error", err)
+			err = fmt.Errorf("sync record: %w", err)
+		}
+		done <- err
+	}()
+	return done, nil
 }
 
 func syncDir(dir string) error {

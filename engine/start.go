@@ -23,16 +23,20 @@ func (e *Engine) Start(ctx context.Context, id string, c *novalet.ContainerSpec)
 		return err
 	}
 	defer in.op.Unlock()
-	st, err := e.current(ctx, in)
-	if err != nil {
-		return err
+	// What this process has created and not started is known to wait.
+	if in.userns < 0 {
+		st, err := e.current(ctx, in)
+		if err != nil {
+			return err
+		}
+		switch st.State {
+		case novalet.ContainerRunning, novalet.ContainerPaused:
+			return nil
+		case novalet.ContainerStopped:
+			return fmt.Errorf("start container %s: %w: it is stopped, create it first", id, novalet.ErrInvalidState)
+		}
 	}
-	switch st.State {
-	case novalet.ContainerRunning, novalet.ContainerPaused:
-		return nil
-	case novalet.ContainerStopped:
-		return fmt.Errorf("start container %s: %w: it is stopped, create it first", id, novalet.ErrInvalidState)
-	}
+	defer in.drop()
 	rec, k := in.get()
 	switch {
 	case c == nil && rec.Spec == nil:
@@ -52,17 +56,19 @@ func (e *Engine) Start(ctx context.Context, id string, c *novalet.ContainerSpec)
 		return fmt.Errorf("start container %s: %w: kind %q", id, novalet.ErrUnsupported, c.Kind)
 	}
 	rec.Kind = c.Kind
-	// The record is written beside the start: both are done when this returns.
-	saved := make(chan error, 1)
-	go func() { saved <- e.save(&rec) }()
-	err = e.startIn(ctx, k, &rec, c)
-	serr := <-saved
-	if serr == nil {
+	_, err = e.save(&rec)
+	if err == nil {
 		in.mu.Lock()
 		in.rec = rec
 		in.mu.Unlock()
+		err = e.startIn(ctx, k, &rec, c, in.userns)
 	}
-	if err = errors.Join(err, serr); err != nil {
+	// The slot of a new instance is on disk when its start is over.
+	if err == nil && in.synced != nil {
+		err = <-in.synced
+		in.synced = nil
+	}
+	if err != nil {
 		// The init is used up: what is left is a stopped container.
 		return errors.Join(fmt.Errorf("start container %s: %w", id, err), e.settle(context.WithoutCancel(ctx), in))
 	}
@@ -70,27 +76,35 @@ func (e *Engine) Start(ctx context.Context, id string, c *novalet.ContainerSpec)
 	return nil
 }
 
-func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet.ContainerSpec) error {
+func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet.ContainerSpec, userns int) error {
 	sig, err := parseSignal(c.Process.StopSignal)
 	if err != nil {
 		return err
 	}
-	got, err := k.call(ctx, wire.OpUserNS, rec.ID, nil, nil)
-	if err != nil {
-		return fromKeeper(err)
+	if userns < 0 {
+		got, err := k.call(ctx, wire.OpUserNS, rec.ID, nil, nil)
+		if err != nil {
+			return fromKeeper(err)
+		}
+		defer wire.CloseAll(got)
+		if len(got) != 1 {
+			return errors.New("the keeper sent no user namespace")
+		}
+		userns = got[0]
 	}
-	defer wire.CloseAll(got)
-	if len(got) != 1 {
-		return errors.New("the keeper sent no user namespace")
+	if c.Rescue != "" {
+		if err := e.clearRescue(rec); err != nil {
+			return err
+		}
 	}
-	root, err := e.mountRoot(rec, c, rootName(c), got[0])
+	root, err := e.mountRoot(rec, c, rootName(c), userns)
 	if err != nil {
 		return err
 	}
 	fds := []int{root}
 	defer func() { wire.CloseAll(fds) }()
 	if c.Rescue != "" {
-		own, err := e.mountRoot(rec, rec.Spec, rootName(rec.Spec), got[0])
+		own, err := e.mountRoot(rec, rec.Spec, rootName(rec.Spec), userns)
 		if err != nil {
 			return err
 		}
@@ -126,6 +140,23 @@ func rootName(c *novalet.ContainerSpec) string {
 		return "rescue"
 	}
 	return "root"
+}
+
+// clearRescue removes what an earlier rescue wrote.
+func (e *Engine) clearRescue(rec *record) error {
+	dir, err := e.rootDir(rec, "rescue")
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(filepath.Dir(dir))
+	if err != nil {
+		return fmt.Errorf("clear rescue: %w", err)
+	}
+	defer root.Close()
+	if err := root.RemoveAll("rescue"); err != nil {
+		return fmt.Errorf("clear rescue: %w", err)
+	}
+	return nil
 }
 
 // mountRoot makes the detached mount of a root.

@@ -218,7 +218,7 @@ func (e *Engine) Update(ctx context.Context, id string, l novalet.Limits) error 
 			return fmt.Errorf("update container %s: %w", id, err)
 		}
 	}
-	if err := e.save(&rec); err != nil {
+	if _, err := e.save(&rec); err != nil {
 		return err
 	}
 	in.mu.Lock()

@@ -56,6 +56,7 @@ func (e *Engine) end(ctx context.Context, in *instance, timeout time.Duration) e
 // settle makes the keeper forget a container that has ended, ending it if it has not, and removes its cgroups. It
 // may be repeated.
 func (e *Engine) settle(ctx context.Context, in *instance) error {
+	in.drop()
 	rec, k := in.get()
 	if k != nil {
 		if _, err := k.call(ctx, wire.OpStop, rec.ID, &wire.Stop{}, nil); err == nil {

@@ -39,13 +39,17 @@ func (e *Engine) takeWarm(id string) *warmSlot {
 
 // assign makes a prepared slot the instance's. On error the slot's sandbox is gone and the range of ids still the
 // instance's.
-func (e *Engine) assign(ctx context.Context, in *instance, rec *record, w *warmSlot) error {
+func (e *Engine) assign(ctx context.Context, in *instance, rec *record, w *warmSlot, st *wire.Status) error {
 	err := e.group(w.slot).Apply(&rec.Limits, e.apply(rec))
 	if err == nil {
 		var dir *os.File
 		if dir, err = os.Open(e.dir(rec.ID)); err == nil {
-			_, err = w.keeper.call(ctx, wire.OpAssign, w.id, &wire.Assign{ID: rec.ID, Hostname: rec.Hostname, LogMax: e.o.ConsoleLogBytes}, nil, int(dir.Fd()))
+			var got []int
+			got, err = w.keeper.call(ctx, wire.OpAssign, w.id, &wire.Assign{ID: rec.ID, Hostname: rec.Hostname, LogMax: e.o.ConsoleLogBytes}, st, int(dir.Fd()))
 			dir.Close()
+			if err == nil {
+				in.hold(got)
+			}
 		}
 	}
 	if err == nil {
@@ -156,7 +160,8 @@ func (e *Engine) prepareIn(ctx context.Context, w *warmSlot) error {
 	if w.keeper, err = e.reserve(ctx); err != nil {
 		return err
 	}
-	_, err = w.keeper.call(ctx, wire.OpCreate, w.id, m, nil, fds...)
+	got, err := w.keeper.call(ctx, wire.OpCreate, w.id, m, nil, fds...)
+	wire.CloseAll(got)
 	return fromKeeper(err)
 }
 

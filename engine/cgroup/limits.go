@@ -177,6 +177,9 @@ func (g *Group) cpuset(l *novalet.Limits, o ApplyOptions) error {
 				return err
 			}
 		}
+		if have, err := read(dir, "cpuset.cpus"); err == nil && have == cpus {
+			return nil // a write rebuilds the scheduler's domains
+		}
 		return write(dir, "cpuset.cpus", cpus)
 	}
 	if !g.m.Layout.HasV2("cpuset") {
@@ -226,6 +229,9 @@ func (g *Group) blkio(l *novalet.Limits, o ApplyOptions) error {
 	}
 	if dir := g.v1("blkio"); dir != "" {
 		for _, v := range vals {
+			if have, err := read(dir, v.v1); v.v <= 0 && err == nil && have == "" {
+				continue
+			}
 			if err := write(dir, v.v1, disk+" "+strconv.FormatInt(max(v.v, 0), 10)); err != nil && (v.v > 0 || !errors.Is(err, fs.ErrNotExist)) {
 				return err
 			}

@@ -286,6 +286,14 @@ func (in *instance) userNS() (int, error) {
 	return in.userns, nil
 }
 
+// userNSOf is userNS for an answer that may go without.
+func (in *instance) userNSOf() []int {
+	if fd, err := in.userNS(); err == nil {
+		return []int{fd}
+	}
+	return nil
+}
+
 // start hands the root to the waiting init and returns when its program runs.
 func (in *instance) start(m *wire.Start, fds *[]int) error {
 	in.op.Lock()

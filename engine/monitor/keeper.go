@@ -184,7 +184,7 @@ func (k *keeper) handle(c *wire.Conn, req *wire.Request, fds *[]int) (body any, 
 		if err != nil {
 			return nil, nil, err
 		}
-		return in.status(), nil, nil
+		return in.status(), in.userNSOf(), nil
 	}
 	in := k.get(req.ID)
 	switch req.Op {
@@ -202,7 +202,7 @@ func (k *keeper) handle(c *wire.Conn, req *wire.Request, fds *[]int) (body any, 
 		if err := in.assign(&m, fds); err != nil {
 			return nil, nil, err
 		}
-		return in.status(), nil, nil
+		return in.status(), in.userNSOf(), nil
 	case wire.OpStart:
 		var m wire.Start
 		if err := decode(req, &m); err != nil {
