@@ -110,7 +110,7 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 		image.Close()
 	}
 	var wg sync.WaitGroup
-	var feedErr, parseErr, applyErr error
+	var feedErr, parseErr, parseExit, applyErr error
 	if feed != nil {
 		wg.Go(func() {
 			_, feedErr = io.CopyBuffer(onlyWriter{feed}, in, make([]byte, 256<<10))
@@ -120,7 +120,7 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 	out.parse, out.apply = &layer.Result{}, &layer.ApplyResult{}
 	wg.Go(func() { parseErr = readReport(parseR, out.parse) })
 	wg.Go(func() { applyErr = readReport(applyR, out.apply) })
-	wg.Go(func() { parseErr = errors.Join(parseErr, ignoreExit(parser.Wait())) })
+	wg.Go(func() { parseExit = ignoreExit(parser.Wait()) })
 	applyExit := ignoreExit(applier.Wait())
 	wg.Wait()
 	out.stopped = feedErr != nil && errors.Is(feedErr, unix.EPIPE)
@@ -128,9 +128,9 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 		return out, cause
 	}
 	// A helper without a report was killed: by the kernel for memory or a forbidden call, or by an operator.
-	if parseErr != nil && out.parse.Error == "" {
+	if err := errors.Join(parseErr, parseExit); err != nil && out.parse.Error == "" {
 		out.parse.Refused = "the image is damaged or too demanding: its reader had to be stopped"
-		out.parse.Error = "the parser gave no report: " + parseErr.Error()
+		out.parse.Error = "the parser gave no report: " + err.Error()
 	}
 	if err := errors.Join(applyErr, applyExit); err != nil && out.apply.Error == "" {
 		out.apply.Error = "the applier gave no report: " + err.Error()

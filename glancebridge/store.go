@@ -159,8 +159,11 @@ func (o *Options) setDefaults() {
 	if o.MinAge <= 0 {
 		o.MinAge = 24 * time.Hour
 	}
+	if o.IDBase == 0 {
+		o.IDBase = 0xB0000000
+	}
 	if o.IDSize == 0 {
-		o.IDBase, o.IDSize = 0xB0000000, 0x10000000
+		o.IDSize = min(0x10000000, 1<<32-1-o.IDBase)
 	}
 }
 
