@@ -115,8 +115,9 @@ func TestFailure(t *testing.T) {
 			"bad_failure": func(_ context.Context, d *oslomsg.Delivery) {
 				d.Fail(&oslomsg.Failure{Class: "Odd", Kwargs: map[string]any{"f": func() {}}})
 			},
-			"silent": func(context.Context, *oslomsg.Delivery) {},
-			"panics": func(context.Context, *oslomsg.Delivery) { panic("oops") },
+			"silent":   func(context.Context, *oslomsg.Delivery) {},
+			"panics":   func(context.Context, *oslomsg.Delivery) { panic("oops") },
+			"_private": func(_ context.Context, d *oslomsg.Delivery) { d.Reply("reached") },
 		})})
 		_, err := p.call(t, "stop", nil)
 		var remote *oslomsg.RemoteError
