@@ -413,3 +413,37 @@ func TestFailureOf(t *testing.T) {
 		t.Errorf("kwargs: %s", diff)
 	}
 }
+
+// A broker that goes away and comes back, and one that takes a message twice, change nothing.
+func TestBrokerAway(t *testing.T) {
+	b := started(t, "zed")
+	c, rc := b.driver.Conductor(), contextOf(userContext())
+	b.instance(map[string]any{"task_state": "spawning"})
+	b.conn.Cut()
+	done := make(chan error, 1)
+	go func() {
+		done <- c.SaveInstance(b.ctx(), rc, &novalet.InstanceUpdate{
+			UUID: instUUID, Fields: map[string]any{"task_state": novalet.TaskNone}, Expected: []novalet.TaskState{novalet.TaskSpawning},
+		})
+	}()
+	b.cast("stop_instance", map[string]any{"instance": b.instance(nil)})
+	select {
+	case err := <-done:
+		t.Fatalf("saved without a broker: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	b.conn.LoseConfirms(3)
+	b.conn.Restore()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	b.submitted("stop_instance")
+	before := ourService(b).Int("report_count")
+	b.eventually("heartbeats", func() bool { return ourService(b).Int("report_count") > before })
+	if err := c.StartEvent(b.ctx(), rc, instUUID, "compute_stop_instance"); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(b.conductor.Find("InstanceActionEvent", "instance_uuid", instUUID)); n != 1 {
+		t.Errorf("%d events of one start", n)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/novalet/novalet"
@@ -138,7 +139,11 @@ func (d *Driver) handler(m method) oslomsg.Handler {
 			return
 		}
 		f := failureOf(err, instanceUUID(dl))
-		d.log.Info("request refused", "method", dl.Method, "request_id", dl.Context.RequestID(), "class", f.Class, "err", err)
+		level := slog.LevelInfo
+		if f.Class == "NovaException" {
+			level = slog.LevelError // a fault of this host or of what it needs, not a refusal
+		}
+		d.log.Log(ctx, level, "request refused", "method", dl.Method, "request_id", dl.Context.RequestID(), "class", f.Class, "err", err)
 		dl.Fail(&f.Failure)
 	}
 }

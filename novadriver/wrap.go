@@ -49,10 +49,7 @@ func (d *Driver) wrap(ctx context.Context, r *request, name string, w wraps, fn 
 			d.note(r, inst, name, err)
 		}
 	}
-	if failed != nil {
-		return nil, failureOf(failed, inst.UUID)
-	}
-	return res, nil
+	return res, failed
 }
 
 func (d *Driver) note(r *request, inst *novalet.Instance, name string, err error) {
