@@ -1,6 +1,7 @@
 package contracttest
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/novalet/novalet"
@@ -171,7 +172,8 @@ type PlugFixture struct {
 	InstanceUUID string
 }
 
-// VIFPlugger runs the suite of novalet.VIFPlugger.
+// VIFPlugger runs the suite of novalet.VIFPlugger. The fixture is asked for on the goroutine of the test that uses it, so it
+// may move that into a network namespace.
 func VIFPlugger(t *testing.T, fixture func(t *testing.T) *PlugFixture) {
 	t.Run("plug and unplug", func(t *testing.T) {
 		f, ctx := fixture(t), testContext(t)
@@ -198,7 +200,11 @@ func VIFPlugger(t *testing.T, fixture func(t *testing.T) *PlugFixture) {
 		f := fixture(t)
 		v := *f.VIF
 		v.Type = "binding_failed"
-		aborts(t, "check", f.Plugger.Check(&v))
+		// Another host may have the agent that this one lacks, so either kind will do; the tenant reads why.
+		err := f.Plugger.Check(&v)
+		if !errors.Is(err, novalet.ErrAbort) && !errors.Is(err, novalet.ErrReschedule) || novalet.FaultText(err) == "" {
+			t.Errorf("check: %v, want ErrAbort or ErrReschedule with a text", err)
+		}
 	})
 	t.Run("sweep", func(t *testing.T) {
 		f, ctx := fixture(t), testContext(t)
