@@ -56,6 +56,8 @@ type Options struct {
 	WarmSlots int
 	// MaxInstances bounds the instances of this host; 0 is bounded by ids only.
 	MaxInstances int
+	// layout stands in for the host's cgroups in tests.
+	layout *cgroup.Layout
 	// Logger gets one line per transition. Default slog.Default.
 	Logger *slog.Logger
 }
@@ -163,9 +165,11 @@ func Open(o Options) (*Engine, error) {
 	if err := os.Chmod(filepath.Join(o.RunDir, "keepers"), 0o700); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
-	layout, err := cgroup.Detect()
-	if err != nil {
-		return nil, fmt.Errorf("open engine: %w", err)
+	layout, err := o.layout, error(nil)
+	if layout == nil {
+		if layout, err = cgroup.Detect(); err != nil {
+			return nil, fmt.Errorf("open engine: %w", err)
+		}
 	}
 	cg, err := cgroup.NewManager(layout, o.CgroupRoot)
 	if err != nil {

@@ -38,6 +38,9 @@ func writeFile(root int, f *wire.File) error {
 		return fmt.Errorf("no file name in %q", f.Path)
 	}
 	dirfd, err := parent(root, dir)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+		return fault("a file has to go to %s, which is no directory of the root: remove the link or file that is in its way", dir)
+	}
 	if err != nil {
 		return err
 	}
