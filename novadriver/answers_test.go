@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -125,7 +126,7 @@ func TestSerialConsole(t *testing.T) {
 	}
 	// Delete takes the tokens along, in one call, and only where there may be some.
 	c := b.driver.Conductor()
-	b.driver.noteBuilt("5d1f7c1e-0000-4000-8000-000000000003")
+	b.driver.notes.build("5d1f7c1e-0000-4000-8000-000000000003", time.Now())
 	b.conductor.Forget()
 	for _, id := range []string{instUUID, "5d1f7c1e-0000-4000-8000-000000000003"} {
 		if err := c.CleanConsoleTokens(b.ctx(), c.NewContext(), id); err != nil {

@@ -23,7 +23,7 @@ func BenchmarkBuildRequest(b *testing.B) {
 	if err := json.Unmarshal(raw, &f); err != nil {
 		b.Fatal(err)
 	}
-	d := &Driver{o: Options{Host: "h", InstanceNameTemplate: "instance-%08x", now: time.Now}}
+	d := &Driver{notes: newNotes(), o: Options{Host: "h", InstanceNameTemplate: "instance-%08x", now: time.Now}}
 	m := methodByName["build_and_run_instance"]
 	dl := &oslomsg.Delivery{Method: m.name, Args: f.Message.Args, UniqueID: "u"}
 	b.ReportAllocs()

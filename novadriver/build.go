@@ -86,7 +86,7 @@ func decodeBuild(d *Driver, r *request, op *novalet.Operation) error {
 	}
 	op.Args.Build = b
 	if op.Method == novalet.MethodBuild {
-		d.noteBuilt(op.Instance.UUID)
+		d.notes.build(op.Instance.UUID, d.o.now())
 	}
 	return nil
 }

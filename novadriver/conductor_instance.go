@@ -147,14 +147,15 @@ func (c *conductor) CreateFault(ctx context.Context, rc novalet.RequestContext, 
 // CleanConsoleTokens implements novalet.Conductor. An instance built by this process whose console nobody opened has
 // none, and costs no call.
 func (c *conductor) CleanConsoleTokens(ctx context.Context, rc novalet.RequestContext, uuid string) error {
-	if !c.d.mayHaveTokens(uuid) {
+	if !c.d.notes.mayHaveTokens(uuid) {
+		c.d.notes.forget(uuid)
 		return nil
 	}
 	_, err := c.d.rpc.class(ctx, c.d.requestContext(rc), "ConsoleAuthToken", "clean_console_auths_for_instance", []any{uuid}, nil)
 	if err != nil {
 		return fmt.Errorf("remove the console tokens of %s: %w", uuid, err)
 	}
-	c.d.forgetTokens(uuid)
+	c.d.notes.forget(uuid)
 	return nil
 }
 

@@ -126,7 +126,7 @@ func (d *Driver) authorize(ctx context.Context, r *request, uuid, kind, base str
 	o := d.release.get().Minimal("ConsoleAuthToken", map[string]any{
 		"console_type": kind, "host": at.Host, "port": at.Port, "internal_access_path": nil, "instance_uuid": uuid, "access_url_base": base,
 	})
-	d.noteToken(uuid)
+	d.notes.opened(uuid)
 	a, err := d.rpc.object(ctx, d.requestContext(r.rc), o, "authorize", []any{int(d.o.ConsoleTokenTTL.Seconds())}, nil)
 	if err != nil {
 		return "", fmt.Errorf("authorize a console of %s: %w", uuid, err)

@@ -27,7 +27,9 @@ type Driver struct {
 	owner   atomic.Bool // the provider carries OWNER_NOVA
 	greeted atomic.Bool // the controllers' release was logged
 	said    sync.Map    // keys of once
-	tokens  sync.Map    // uuid to whether a console token was made, for instances built here
+
+	notes *notes
+	since time.Time // casts that came later are in notes
 
 	announcements chan announcement
 	look          chan struct{} // asks for a look at the controllers' release
@@ -54,6 +56,7 @@ func New(o Options) (*Driver, error) {
 	}
 	d := &Driver{
 		o: o, log: o.Logger, client: client, release: newReleaseBox(ovo.Releases()[0]),
+		notes: newNotes(), since: o.now(),
 		announcements: make(chan announcement, maxAnnouncements), look: make(chan struct{}, 1), nodeReady: make(chan struct{}),
 	}
 	d.rpc = &rpc{

@@ -39,7 +39,7 @@ func FuzzArgs(f *testing.F) {
 	}
 	f.Add([]byte(`{"instance":{"nova_object.name":"Instance","nova_object.version":"2.7","nova_object.data":{"uuid":"../x"}}}`))
 	f.Add([]byte(`{"instances":[],"events":[null]}`))
-	d := &Driver{o: Options{Host: "h", InstanceNameTemplate: "instance-%08x", now: time.Now}}
+	d := &Driver{notes: newNotes(), o: Options{Host: "h", InstanceNameTemplate: "instance-%08x", now: time.Now}}
 	agent := &fakeAgent{}
 	d.SetCompute(agent)
 	f.Fuzz(func(t *testing.T, raw []byte) {

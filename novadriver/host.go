@@ -104,21 +104,4 @@ func formatUptime(d time.Duration) string {
 	return text + fmt.Sprintf("%d min", d/time.Minute)
 }
 
-// noteBuilt remembers that an instance began under this process, so that its console tokens are all known.
-func (d *Driver) noteBuilt(uuid string) { d.tokens.LoadOrStore(uuid, false) }
-
-func (d *Driver) noteToken(uuid string) { d.tokens.Store(uuid, true) }
-
-func (d *Driver) forgetTokens(uuid string) { d.tokens.Delete(uuid) }
-
-// mayHaveTokens reports whether console tokens of the instance may exist.
-func (d *Driver) mayHaveTokens(uuid string) bool {
-	had, known := d.tokens.Load(uuid)
-	if known && had == false {
-		d.tokens.Delete(uuid)
-		return false
-	}
-	return true
-}
-
 func (d *Driver) agent() novalet.Compute { return *d.compute.Load() }

@@ -44,6 +44,7 @@ func (d *Driver) reconcileOnce(ctx context.Context) error {
 	for _, t := range d.agent().Tracked() {
 		here[t.Instance.UUID] = true
 	}
+	d.notes.prune(here, d.o.now())
 	var unknown []string
 	for _, id := range consumers {
 		if !here[id] && isUUID(id) {
@@ -75,9 +76,11 @@ func (d *Driver) reconcileOnce(ctx context.Context) error {
 	return failed
 }
 
+// lostBuild reports whether nobody works on a build. A build that waits here for its turn is known by its cast; of those
+// older than this process the agent's journal may hold some, so they are left alone.
 func (d *Driver) lostBuild(inst *novalet.Instance, created time.Time) bool {
 	return !inst.Deleted && inst.VMState == novalet.VMBuilding && (inst.Host == "" || inst.Host == d.o.Host) &&
-		(inst.TaskState == novalet.TaskScheduling || inst.TaskState == novalet.TaskNone) && d.o.now().Sub(created) > lostAfter
+		(inst.TaskState == novalet.TaskScheduling || inst.TaskState == novalet.TaskNone) && created.After(d.since) && d.o.now().Sub(created) > lostAfter && !d.notes.knows(inst.UUID)
 }
 
 func (d *Driver) endLostBuild(ctx context.Context, c novalet.Conductor, inst *novalet.Instance) error {

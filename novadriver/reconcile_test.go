@@ -14,11 +14,14 @@ import (
 // What holds resources here without being here: only what is certainly over is freed.
 func TestReconcile(t *testing.T) {
 	b := started(t, "2025.1")
+	older := ovo.FormatTime(time.Now().Add(-3 * time.Hour))
+	b.driver.since = time.Now().Add(-2 * time.Hour)
 	old, fresh := ovo.FormatTime(time.Now().Add(-time.Hour)), ovo.FormatTime(time.Now())
 	rows := []struct {
 		name    string
 		fields  map[string]any
 		tracked bool
+		queued  bool
 		freed   string // the call to Placement, "" for none
 		state   string
 	}{
@@ -27,6 +30,8 @@ func TestReconcile(t *testing.T) {
 		{name: "ours", fields: map[string]any{"host": "host1"}, tracked: true, state: "active"},
 		{name: "elsewhere", fields: map[string]any{"host": "host2"}, state: "active"},
 		{name: "lost", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": old}, freed: "delete ", state: "error"},
+		{name: "waits for its turn", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": old}, queued: true, state: "building"},
+		{name: "older than this process", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": older}, state: "building"},
 		{name: "coming", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": fresh}, state: "building"},
 		{name: "on another host", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": old, "host": "host2"}, state: "building"},
 		{name: "at work", fields: map[string]any{"vm_state": "building", "task_state": "spawning", "created_at": old}, state: "building"},
@@ -37,6 +42,9 @@ func TestReconcile(t *testing.T) {
 		id := b.conductor.Put("Instance", f)
 		b.conductor.Change("Instance", "id", id, r.fields)
 		b.provider.consumers = append(b.provider.consumers, uuid(n))
+		if r.queued {
+			b.driver.notes.build(uuid(n), time.Now())
+		}
 		if r.tracked {
 			b.agent.set(func() {
 				b.agent.tracked = append(b.agent.tracked, novalet.TrackedInstance{Instance: novalet.Instance{UUID: uuid(n)}})
@@ -85,5 +93,24 @@ func TestAdoptNodeName(t *testing.T) {
 		if chosen != "" && (err == nil || !strings.Contains(err.Error(), "cannot be renamed")) {
 			t.Errorf("renamed by the option: %v", err)
 		}
+	}
+}
+
+// What is remembered of builds does not pile up.
+func TestNotesPrune(t *testing.T) {
+	n := newNotes()
+	now := time.Now()
+	for _, id := range []string{"old", "old and here", "new"} {
+		n.build(id, now.Add(-25*time.Hour))
+		n.opened(id)
+	}
+	n.build("new", now)
+	n.prune(map[string]bool{"old and here": true}, now)
+	if n.knows("old") || !n.knows("old and here") || !n.knows("new") || len(n.token) != 2 {
+		t.Errorf("%v %v", n.built, n.token)
+	}
+	n.forget("new")
+	if n.knows("new") || !n.mayHaveTokens("new") {
+		t.Error("a forgotten one is known")
 	}
 }
