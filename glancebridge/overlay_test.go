@@ -219,3 +219,45 @@ func TestPrepareDisk(t *testing.T) {
 		}
 	})
 }
+
+// TestPrivateRoot: a tar of a private folder still makes a root that everybody may enter.
+func TestPrivateRoot(t *testing.T) {
+	data := makeTar(t, member{name: "./", typ: tar.TypeDir, mode: 0o700}, member{name: "./sbin/init", data: "x"})
+	img, err := prepare(t, data, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := readTree(t, img.Layers[0].Path)["."]; n.Mode&0o777 != 0o755 {
+		t.Errorf("the root has mode %o", n.Mode)
+	}
+	if img.Layers[0].DiffID == "sha256:"+hexSum(data) {
+		t.Error("the changed tree has the name of the tar")
+	}
+}
+
+// TestMountOfKilledProcess: the store's mount is taken over and goes with the store.
+func TestMountOfKilledProcess(t *testing.T) {
+	hosttest.RequireRoot(t)
+	dir := filepath.Join(t.TempDir(), "store")
+	o := Options{Dir: dir, Glance: NewFileGlance(t.TempDir())}
+	s, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.unbnd = nil // as if killed: nothing undoes the mount
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if ours, err := selfBound(dir); err != nil || !ours {
+		t.Fatalf("bound: %v, %v", ours, err)
+	}
+	if s, err = Open(o); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if ours, err := selfBound(dir); err != nil || ours {
+		t.Errorf("still bound: %v, %v", ours, err)
+	}
+}

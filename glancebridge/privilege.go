@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
@@ -137,13 +139,17 @@ func (s *Store) bind() error {
 		return fmt.Errorf("look at store: %w", err)
 	}
 	const want = unix.MS_NOSUID | unix.MS_NODEV
+	undo := func() error { return unix.Unmount(s.o.Dir, unix.MNT_DETACH) }
 	if int64(st.Flags)&want == want {
-		return nil
+		ours, err := selfBound(s.o.Dir)
+		if ours {
+			s.unbnd = undo // left by a process that was killed
+		}
+		return err
 	}
 	if err := unix.Mount(s.o.Dir, s.o.Dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount store on itself: %w", err)
 	}
-	undo := func() error { return unix.Unmount(s.o.Dir, unix.MNT_DETACH) }
 	err := unix.Mount("", s.o.Dir, "", unix.MS_PRIVATE, "")
 	if err == nil {
 		err = unix.Mount("", s.o.Dir, "", unix.MS_BIND|unix.MS_REMOUNT|want, "")
@@ -153,4 +159,21 @@ func (s *Store) bind() error {
 	}
 	s.unbnd = undo
 	return nil
+}
+
+// selfBound reports whether a folder is a mount of itself, as bind makes, and not of a file system of its own: then
+// what is mounted there is the folder and not the top of a file system (the fourth field, proc_pid_mountinfo(5)).
+func selfBound(dir string) (bool, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at store: %w", err)
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(real))
+	if err != nil {
+		return false, fmt.Errorf("look at store: %w", err)
+	}
+	return len(mounts) > 0 && mounts[0].Root != "/", nil
 }

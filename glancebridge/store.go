@@ -66,8 +66,6 @@ type Options struct {
 	// IDBase and IDSize are the host ids the applier's user namespace is mapped to: a range that nothing else on
 	// the host uses. Default 2952790016 (0xB0000000) and 268435456.
 	IDBase, IDSize uint32
-	// Snapshots: SnapshotDir is where captures are kept until they are uploaded; default Dir/ingest.
-	SnapshotDir string
 }
 
 // Store implements novalet.ImageStore. Its methods may be called concurrently.

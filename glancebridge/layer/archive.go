@@ -231,9 +231,17 @@ func readRoot(r io.Reader, enc *Encoder, o ArchiveOptions, kind archiveKind) (*R
 	res := &Result{Format: "root-tar"}
 	var obs Observed
 	var meta []byte
-	sawMeta, sawRoot := false, kind == kindRoot
+	sawMeta, sawRoot, opened := false, kind == kindRoot, false
 	to := TarOptions{MaxEntries: o.Limits.Entries}
-	sink := obs.Observe(enc.Entry)
+	sink := obs.Observe(func(e *Entry, content io.Reader) error {
+		if e.Name == "" && e.Mode&0o555 != 0o555 {
+			// The folder that somebody packed was private, as those of mktemp are; as the root of a system it would keep
+			// everybody but root from every file.
+			opened = true
+			e.Mode |= 0o555
+		}
+		return enc.Entry(e, content)
+	})
 	if kind == kindUnified {
 		inner := sink
 		sink = func(e *Entry, content io.Reader) error {
@@ -284,9 +292,12 @@ func readRoot(r io.Reader, enc *Encoder, o ArchiveOptions, kind archiveKind) (*R
 			res.Format = "incus-unified"
 			res.Config.Architecture = yamlArch(meta)
 		}
-	case obs.Whiteouts:
+	case obs.Whiteouts || opened:
 		// As an image layer the same bytes would be another tree.
 		l.ID = derived("root-tar", info.DiffID)
+	}
+	if opened {
+		res.Warnings = append(res.Warnings, "the root directory was not readable for all; it is now")
 	}
 	res.Layers, res.Order = []StreamLayer{l}, []int{0}
 	if a := res.Config.Architecture; a != "" && !sameArch(a, o.Arch) {
