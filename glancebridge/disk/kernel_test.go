@@ -69,6 +69,21 @@ func fragment(t *testing.T, name string, pieces int64) {
 	}
 }
 
+// far makes a file with data at its beginning and at a distance only.
+func far(t *testing.T, name string, off int64) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for k := range int64(4) {
+		if _, err := fmt.Fprintf(&offsetWriter{f, off * k / 3}, "far %d", k); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 type offsetWriter struct {
 	f   *os.File
 	off int64
@@ -127,6 +142,10 @@ func TestKernel(t *testing.T) {
 			}
 			populate(t, dir, c.shape, keys)
 			fragment(t, filepath.Join(dir, "usr/lib/pieces"), 600)
+			if strings.Contains(c.mkfs, "ext2") || strings.Contains(c.mkfs, "ext3") {
+				// Beyond 64 MiB blocks of 1 KiB are mapped through three levels.
+				far(t, filepath.Join(dir, "usr/lib/far"), 80<<20)
+			}
 			if c.attr > 0 {
 				largeAttr(t, dir, c.attr)
 			}

@@ -18,13 +18,13 @@ const (
 	jbdSuperV2    = 4
 	jbdRevoke     = 5
 
-	jbdIncompatRevoke     = 0x1
 	jbdIncompat64bit      = 0x2
-	jbdIncompatAsync      = 0x4
 	jbdIncompatCsumV2     = 0x8
 	jbdIncompatCsumV3     = 0x10
 	jbdIncompatFastCommit = 0x20
-	jbdIncompatKnown      = 0x3F
+
+	// Those, revoked blocks, and asynchronous commits.
+	jbdIncompatKnown = jbdIncompat64bit | jbdIncompatCsumV2 | jbdIncompatCsumV3 | jbdIncompatFastCommit | 0x1 | 0x4
 
 	tagEscape   = 1
 	tagSameUUID = 2
