@@ -83,12 +83,13 @@ clean() {
 }
 
 guests() {
-    local groups=() g p m end=$((SECONDS + 20))
-    # Another agent of this host (novalet demo) uses the same groups.
-    for p in /proc/[0-9]*; do
-        [ "$(cat "$p/comm" 2>/dev/null)" != novalet ] || { say "   another novalet runs (${p#/proc/}): its groups are left alone"; return 0; }
+    local groups=() g p m d n end=$((SECONDS + 20))
+    # Each agent has groups of its own, named after its state folder; that of the usual folder is plain novalet.
+    for d in "$STATE" "$STATE/novalet"; do
+        n=novalet
+        [ "$d" = /var/lib/novalet ] || n=novalet-$(printf %s "$d" | sha256sum | cut -c1-8)
+        for g in "/sys/fs/cgroup/$n" /sys/fs/cgroup/*/"$n"; do [ -d "$g" ] && groups+=("$g"); done
     done
-    for g in /sys/fs/cgroup/novalet /sys/fs/cgroup/*/novalet; do [ -d "$g" ] && groups+=("$g"); done
     while [ ${#groups[@]} -gt 0 ] && [ $SECONDS -lt $end ]; do
         # Frozen processes of cgroup v1 die when they thaw.
         find "${groups[@]}" -name freezer.state -exec sh -c 'for f; do echo THAWED >"$f"; done' thaw {} + 2>/dev/null

@@ -275,17 +275,17 @@ func (s *Server) console(c *echo.Context) error {
 		_ = fc.write(frameExit, []byte{0, 0, 0, 0})
 		conn.Close()
 	})
-	for {
-		kind, p, err := fc.read()
-		if err != nil || kind == frameEOF {
-			break
-		}
-		switch kind {
-		case frameStdin:
-			if _, err := term.Write(p); err != nil {
-				break
-			}
-		case frameResize:
+	for err == nil {
+		var kind byte
+		var p []byte
+		kind, p, err = fc.read()
+		switch {
+		case err != nil:
+		case kind == frameEOF:
+			err = io.EOF
+		case kind == frameStdin:
+			_, err = term.Write(p)
+		case kind == frameResize:
 			if rows, cols, ok := parseSize(p); ok {
 				_ = term.Resize(rows, cols)
 			}
