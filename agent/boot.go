@@ -211,12 +211,8 @@ func (b *boot) possible() error {
 
 // claim takes host CPUs when the flavor asks for its own. Everything else Placement has counted.
 func (b *boot) claim() error {
-	set, err := b.a.claimCPUs(b.in)
-	if err != nil {
-		return err
-	}
-	b.in.set(func(r *record) { r.CPUSet = set })
-	return nil
+	_, err := b.a.claimCPUs(b.in)
+	return err
 }
 
 func (b *boot) cpuSet() string {

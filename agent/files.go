@@ -19,12 +19,11 @@ func networkFiles(cfg *Config, inst *novalet.Instance) []novalet.File {
 	if full != "" && full != name {
 		names = full + " " + name
 	}
-	any := false
-	for _, ip := range fixedIPs(inst.NetworkInfo) {
+	addresses := fixedIPs(inst.NetworkInfo)
+	for _, ip := range addresses {
 		hosts.WriteString(ip + "\t" + names + "\n")
-		any = true
 	}
-	if !any {
+	if len(addresses) == 0 {
 		hosts.WriteString("127.0.1.1\t" + names + "\n")
 	}
 	return []novalet.File{

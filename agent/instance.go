@@ -47,13 +47,21 @@ func newInstance(a *Agent, r record) *instance {
 
 // update changes the record in memory and on disk. The change is kept in memory when the disk fails.
 func (in *instance) update(f func(*record)) error {
+	return in.updateIf(func(r *record) bool { f(r); return true })
+}
+
+// updateIf is update with a say in whether anything is to be written.
+func (in *instance) updateIf(f func(*record) bool) error {
 	in.writeMu.Lock()
 	defer in.writeMu.Unlock()
 	in.mu.Lock()
-	f(&in.rec)
+	if !f(&in.rec) {
+		in.mu.Unlock()
+		return nil
+	}
 	r := in.rec
-	r.Ops, r.Seen = slices.Clone(r.Ops), slices.Clone(r.Seen)
 	in.mu.Unlock()
+	// What the copy points to is replaced by others, never changed.
 	if err := in.a.store.write(&r); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
@@ -202,7 +210,7 @@ func (a *Agent) all() []*instance {
 // submit journals the operation and sees to it that it runs. False means that the entry is stale.
 func (in *instance) submit(op *novalet.Operation) (bool, error) {
 	gone, dup := false, false
-	err := in.update2(func(r *record) bool {
+	err := in.updateIf(func(r *record) bool {
 		switch {
 		case in.gone:
 			gone = true
@@ -211,8 +219,7 @@ func (in *instance) submit(op *novalet.Operation) (bool, error) {
 			dup = true
 			return false
 		}
-		r.Seen = append(r.Seen, op.ID)
-		r.Seen = r.Seen[max(0, len(r.Seen)-seenPerInstance):]
+		r.Seen = append(slices.Clone(r.Seen[max(0, len(r.Seen)+1-seenPerInstance):]), op.ID)
 		if op.Method == novalet.MethodTerminate {
 			// A delete wins over everything: what waits will never run, what runs is told below.
 			keep := 0
@@ -247,20 +254,6 @@ func (in *instance) submit(op *novalet.Operation) (bool, error) {
 	in.mu.Unlock()
 	in.kick()
 	return true, nil
-}
-
-// update2 is update with a say in whether anything is to be written.
-func (in *instance) update2(f func(*record) bool) error {
-	in.writeMu.Lock()
-	defer in.writeMu.Unlock()
-	in.mu.Lock()
-	if !f(&in.rec) {
-		in.mu.Unlock()
-		return nil
-	}
-	r := in.rec
-	in.mu.Unlock()
-	return in.a.store.write(&r)
 }
 
 // post runs f on the instance's goroutine, after what waits there. It is not journaled.
