@@ -25,8 +25,7 @@ import (
 type keeper struct {
 	e    *Engine
 	sock string
-	pid  int  // ours to reap when child
-	own  bool // it is this process's child
+	pid  int
 
 	mu    sync.Mutex
 	count int // instances, as far as known
@@ -427,7 +426,7 @@ func (e *Engine) spawnKeeper(ctx context.Context) (*keeper, error) {
 	if err != nil {
 		return fail(err)
 	}
-	k.pid, k.own = p.Pid, true
+	k.pid = p.Pid
 	// Reaped by pid when it ends: it may well outlive this process.
 	p.Release()
 	if err := e.cg.JoinKeepers(k.pid); err != nil {
@@ -447,13 +446,12 @@ func (e *Engine) spawnKeeper(ctx context.Context) (*keeper, error) {
 	return k, nil
 }
 
-// reap waits for a keeper that this process started and that has ended.
+// reap takes note of the end of a keeper that is this process's child; one of an earlier agent is not, and is nobody's
+// concern. A keeper that is told to end does so at once: it is waited for so long and no longer.
 func (k *keeper) reap() {
-	if !k.own {
-		return
-	}
-	for {
-		if _, err := unix.Wait4(k.pid, nil, 0, nil); err != unix.EINTR {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		pid, err := unix.Wait4(k.pid, nil, unix.WNOHANG, nil)
+		if pid == k.pid || err == unix.ECHILD {
 			return
 		}
 	}

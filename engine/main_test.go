@@ -8,12 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/internal/hosttest"
@@ -59,7 +56,6 @@ type testEngine struct {
 func newEngine(t testing.TB) *testEngine {
 	t.Helper()
 	hosttest.RequireRoot(t)
-	before := hostState(t)
 	dir, err := os.MkdirTemp("", "novalet-engine")
 	if err != nil {
 		t.Fatal(err)
@@ -95,16 +91,6 @@ func newEngine(t testing.TB) *testEngine {
 		if err := te.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, r := range te.cg.Layout.V1 {
-			eventually(t, "the keepers are gone", func() string {
-				b, _ := os.ReadFile(filepath.Join(r, te.opts.CgroupRoot, "keepers", "cgroup.procs"))
-				return string(b)
-			})
-			removeGroup(filepath.Join(r, te.opts.CgroupRoot))
-		}
-		for _, r := range append(te.cg.Layout.V1Named, te.cg.Layout.V2) {
-			removeGroup(filepath.Join(r, te.opts.CgroupRoot))
-		}
 		left, _ := filepath.Glob(filepath.Join(te.opts.StateDir, "[it]*", "*"))
 		if len(left) > 0 {
 			t.Errorf("left in the state directory: %v", left)
@@ -112,16 +98,11 @@ func newEngine(t testing.TB) *testEngine {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
-		eventually(t, "the host is as it was", func() string {
-			return diffState(before, hostState(t))
+		eventually(t, "nothing is left on the host", func() string {
+			return strings.Join(leftovers(t, filepath.Base(dir), te.opts.CgroupRoot), "\n")
 		})
 	})
 	return te
-}
-
-func removeGroup(dir string) {
-	unix.Rmdir(filepath.Join(dir, "keepers"))
-	unix.Rmdir(dir)
 }
 
 func (te *testEngine) open() {
@@ -140,8 +121,9 @@ func (l testLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// hostState lists what an engine could leave behind: mounts, cgroups, processes that are its own, loop devices.
-func hostState(t testing.TB) []string {
+// leftovers lists what an engine could leave behind, known by the names of its directory and its cgroups: mounts,
+// cgroups, processes, loop devices. Other engines may run on the machine.
+func leftovers(t testing.TB, dir, group string) []string {
 	t.Helper()
 	var out []string
 	b, err := os.ReadFile("/proc/self/mountinfo")
@@ -149,43 +131,26 @@ func hostState(t testing.TB) []string {
 		t.Fatal(err)
 	}
 	for line := range strings.SplitSeq(string(b), "\n") {
-		if f := strings.Fields(line); len(f) > 4 && strings.Contains(f[4], "novalet-engine") {
-			out = append(out, "mount "+f[4])
+		if strings.Contains(line, dir) {
+			out = append(out, "mount "+line)
 		}
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/novalet-test-*")
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + group)
 	out = append(out, groups...)
-	procs, _ := filepath.Glob("/proc/[0-9]*/exe")
+	procs, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, p := range procs {
-		exe, _ := os.Readlink(p)
-		if cmd, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "cmdline")); strings.Contains(exe, "memfd:novalet-shim") && ours(filepath.Dir(p)) {
-			out = append(out, "process "+filepath.Base(filepath.Dir(p))+" "+string(cmd))
+		if b, _ := os.ReadFile(p); strings.Contains(string(b), "/"+group) {
+			cmd, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "cmdline"))
+			out = append(out, "process "+p+" "+string(cmd))
 		}
 	}
 	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, l := range loops {
-		if b, _ := os.ReadFile(l); strings.Contains(string(b), "novalet-engine") {
+		if b, _ := os.ReadFile(l); strings.Contains(string(b), dir) {
 			out = append(out, "loop "+strings.TrimSpace(string(b)))
 		}
 	}
-	slices.Sort(out)
 	return out
-}
-
-// ours tells whether a process is in a cgroup that a test made: other engines may run on the machine.
-func ours(proc string) bool {
-	b, _ := os.ReadFile(filepath.Join(proc, "cgroup"))
-	return strings.Contains(string(b), "/novalet-test-")
-}
-
-func diffState(before, after []string) string {
-	var out []string
-	for _, s := range after {
-		if !slices.Contains(before, s) {
-			out = append(out, s)
-		}
-	}
-	return strings.Join(out, "\n")
 }
 
 // eventually polls until what returns "" or half a minute is over.
