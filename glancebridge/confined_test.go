@@ -224,3 +224,60 @@ func TestForbiddenCalls(t *testing.T) {
 		}
 	}
 }
+
+// TestHelpersEndWithTheAgent kills an agent in the middle of a fetch: its helpers go, and the next one finds a store it
+// can clear.
+func TestHelpersEndWithTheAgent(t *testing.T) {
+	hosttest.RequireRoot(t)
+	images := t.TempDir()
+	id := addImage(t, images, root(t, member{name: "etc/big", data: stringOf("x", 1<<20)}), nil)
+	dir := filepath.Join(t.TempDir(), "store")
+	cmd := exec.Command(os.Args[0], stallCommand, dir, images, id)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	written := func() bool {
+		m, _ := filepath.Glob(filepath.Join(dir, "ingest", "*", "layers", "0", "etc", "big"))
+		return len(m) == 1
+	}
+	await(t, "the applier to write", written)
+	helpers := func() (n int) {
+		all, _ := filepath.Glob("/proc/[0-9]*/status")
+		for _, p := range all {
+			b, _ := os.ReadFile(p)
+			if strings.Contains(string(b), fmt.Sprintf("\nPPid:\t%d\n", cmd.Process.Pid)) {
+				n++
+			}
+		}
+		return n
+	}
+	if helpers() != 2 {
+		t.Errorf("%d helpers", helpers())
+	}
+	var pids []string
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range all {
+		if b, _ := os.ReadFile(p); strings.Contains(string(b), HelperCommand+"\x00apply") || strings.Contains(string(b), HelperCommand+"\x00parse") {
+			if st, _ := os.ReadFile(filepath.Dir(p) + "/status"); strings.Contains(string(st), fmt.Sprintf("\nPPid:\t%d\n", cmd.Process.Pid)) {
+				pids = append(pids, filepath.Base(filepath.Dir(p)))
+			}
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	await(t, "the helpers to end", func() bool {
+		for _, pid := range pids {
+			if b, err := os.ReadFile("/proc/" + pid + "/cmdline"); err == nil && strings.Contains(string(b), HelperCommand) {
+				return false
+			}
+		}
+		return true
+	})
+	s := openStore(t, images, func(o *Options) { o.Dir, o.Unconfined = dir, false })
+	checkEmpty(t, s)
+	if _, err := s.Prepare(context.Background(), &novalet.ImageRequest{ImageID: id, InstanceUUID: "inst-1"}); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -57,6 +57,9 @@ func HelperMain(args []string) int {
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(48 << 20)
 	report := os.NewFile(fdReport, "report")
+	if args[0] != "userns" {
+		go endWithParent()
+	}
 	var err error
 	switch args[0] {
 	case "userns":
@@ -74,6 +77,13 @@ func HelperMain(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// endWithParent ends the helper when the agent has gone: nobody reads the report then, and the next agent clears away
+// what is being written. A parent-death signal would not do: it comes when the parent's thread ends.
+func endWithParent() {
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	os.Exit(3)
 }
 
 func parseMain(arg string, report *os.File) error {

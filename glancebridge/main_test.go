@@ -12,6 +12,8 @@ func TestMain(m *testing.M) {
 			os.Exit(HelperMain(os.Args[2:]))
 		case crashCommand:
 			os.Exit(crashMain(os.Args[2:]))
+		case stallCommand:
+			os.Exit(stallMain(os.Args[2:]))
 		case probeCommand:
 			os.Exit(probeMain(os.Args[2:]))
 		}

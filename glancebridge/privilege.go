@@ -26,8 +26,7 @@ func (s *Store) parserAttr() *syscall.SysProcAttr {
 	m := []syscall.SysProcIDMap{{ContainerID: nobodyID, HostID: host, Size: 1}}
 	return &syscall.SysProcAttr{
 		Cloneflags: helperNamespaces, UidMappings: m, GidMappings: m, GidMappingsEnableSetgroups: true,
-		Credential: &syscall.Credential{Uid: nobodyID, Gid: nobodyID},
-		Pdeathsig:  syscall.SIGKILL, Setsid: true,
+		Credential: &syscall.Credential{Uid: nobodyID, Gid: nobodyID}, Setsid: true,
 	}
 }
 
@@ -36,8 +35,7 @@ func (s *Store) applierAttr() *syscall.SysProcAttr {
 	m := s.idMappings()
 	return &syscall.SysProcAttr{
 		Cloneflags: helperNamespaces, UidMappings: m, GidMappings: m, GidMappingsEnableSetgroups: true,
-		Credential: &syscall.Credential{Uid: 0, Gid: 0},
-		Pdeathsig:  syscall.SIGKILL, Setsid: true,
+		Credential: &syscall.Credential{Uid: 0, Gid: 0}, Setsid: true,
 	}
 }
 
@@ -97,8 +95,7 @@ func (m *idMap) namespace(s *Store) (*os.File, error) {
 	argv := append(append([]string{}, s.o.Helper...), "userns", "{}")
 	cmd := exec.Command(argv[0], argv[1:]...)
 	ids := s.idMappings()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids,
-		Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
 	cmd.Env = []string{}
 	hold, err := cmd.StdinPipe()
 	if err != nil {

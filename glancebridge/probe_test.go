@@ -94,3 +94,18 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 	t.Fatalf("waited a minute for %s", what)
 }
+
+// stallCommand makes the test binary an agent that hangs in the middle of a fetch.
+const stallCommand = "stall-store"
+
+func stallMain(args []string) int {
+	g := &halfGlance{FileGlance: NewFileGlance(args[1]), gate: make(chan struct{})}
+	s, err := Open(Options{Dir: args[0], Glance: g, Arch: "amd64"})
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	_, err = s.Prepare(context.Background(), &novalet.ImageRequest{ImageID: args[2], InstanceUUID: "inst-1"})
+	fmt.Println(err)
+	return 1
+}

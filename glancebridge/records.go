@@ -234,7 +234,14 @@ func (s *Store) clearIngest() error {
 		return err
 	}
 	for _, e := range entries {
-		if err := removeTree(s.path("ingest", e.Name())); err != nil {
+		p := s.path("ingest", e.Name())
+		err := removeTree(p)
+		// The helpers of an agent that was killed end with it, but perhaps a moment later.
+		for try := 0; err != nil && try < 250; try++ {
+			time.Sleep(20 * time.Millisecond)
+			err = removeTree(p)
+		}
+		if err != nil {
 			return fmt.Errorf("clear ingest: %w", err)
 		}
 	}

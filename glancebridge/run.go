@@ -154,6 +154,10 @@ func (s *Store) helper(ctx context.Context, name string, request any, files []*o
 	cmd.Dir = "/"
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = attr
+	// Open as long as this process lives, or until Wait.
+	if _, err := cmd.StdinPipe(); err != nil {
+		return nil, fmt.Errorf("start image helper: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start image helper: %w", err)
 	}
