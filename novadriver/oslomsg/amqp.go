@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -28,7 +29,11 @@ type amqpTransport struct {
 	mu        sync.Mutex
 	closed    bool
 	publisher *publisher // of the last connection used; nil before the first
+	grumbled  map[string]time.Time
 }
+
+// grumbleInterval is the time between two log lines about the same refusal.
+const grumbleInterval = time.Minute
 
 // Dial starts connecting to the brokers of o.URL and returns at once: while
 // there is no broker, Publish and Consumer.Ready wait. The error is that the
@@ -45,7 +50,7 @@ func Dial(o Options) (Transport, error) {
 	hosts := slices.Clone(o.URL.Hosts)
 	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
 
-	t := &amqpTransport{opt: o, log: logger(o.Logger)}
+	t := &amqpTransport{opt: o, log: logger(o.Logger), grumbled: map[string]time.Time{}}
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
 	out := newOutages(t.log)
 	t.pubLink = newLink("publish", &t.opt, hosts, out)
@@ -98,7 +103,7 @@ func (t *amqpTransport) Publish(ctx context.Context, p Publishing) error {
 		}
 		err = pub.publish(ctx, p, time.Since(start))
 		switch {
-		case err == nil, errors.Is(err, ErrUnroutable):
+		case err == nil, errors.Is(err, ErrUnroutable), errors.Is(err, ErrRefused):
 			return err
 		case errors.Is(err, ErrNoExchange):
 			if p.Fanout {
@@ -113,11 +118,26 @@ func (t *amqpTransport) Publish(ctx context.Context, p Publishing) error {
 				return context.Cause(ctx)
 			}
 		default:
-			t.log.Warn("broker refused a message, trying again", "exchange", p.Exchange, "routing_key", p.RoutingKey, "error", err)
+			t.grumble(p, err)
 			if !sleep(ctx, time.Second) {
 				return context.Cause(ctx)
 			}
 		}
+	}
+}
+
+// grumble logs that a message is not accepted, once a minute for each reason.
+func (t *amqpTransport) grumble(p Publishing, err error) {
+	t.mu.Lock()
+	now, text := time.Now(), err.Error()
+	quiet := now.Sub(t.grumbled[text]) < grumbleInterval
+	if !quiet {
+		maps.DeleteFunc(t.grumbled, func(_ string, at time.Time) bool { return now.Sub(at) >= grumbleInterval })
+		t.grumbled[text] = now
+	}
+	t.mu.Unlock()
+	if !quiet {
+		t.log.Warn("message is not accepted, trying again", "exchange", p.Exchange, "routing_key", p.RoutingKey, "error", err)
 	}
 }
 

@@ -164,6 +164,13 @@ func (a *answers) send(d *Delivery, result json.RawMessage, f *Failure) {
 		if err == nil {
 			err = a.deliver(d, body)
 		}
+		if errors.Is(err, ErrRefused) {
+			// The caller shall not wait for what can never come.
+			bare := &Failure{Module: "builtins", Class: "ValueError", Message: "the answer of " + d.Method + " is too large for the broker"}
+			if body, encErr := encodeAnswer(d, nil, bare); encErr == nil {
+				_ = a.deliver(d, body) // the first error is the one to log
+			}
+		}
 		if err != nil {
 			a.log.Warn("send reply", append(d.attrs(), "error", err)...)
 		}

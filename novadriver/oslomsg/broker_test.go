@@ -2,10 +2,14 @@ package oslomsg_test
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -309,6 +313,69 @@ func TestBrokerQuorumQueues(t *testing.T) {
 	// The very arguments of oslo.messaging: declared again, they are equal.
 	_, err := b.raw().QueueDeclare(b.queue(), true, false, false, false, amqp.Table{"x-queue-type": "quorum", "x-delivery-limit": 5})
 	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A message the broker will never take is an error at once; a right that is
+// missing is waited for.
+func TestBrokerRefusesMessages(t *testing.T) {
+	b := newBroker(t)
+	size := func(n string) {
+		b.ctl(true, "eval", "application:set_env(rabbit, max_message_size, "+n+").")
+	}
+	t.Cleanup(func() { size("134217728") })
+	size("1000")
+	tr := b.dial()
+	big := oslomsg.Publishing{RoutingKey: b.name, Body: make([]byte, 2000)}
+	if err := tr.Publish(t.Context(), big); !errors.Is(err, oslomsg.ErrRefused) {
+		t.Errorf("too big: %v", err)
+	}
+	if err := tr.Publish(t.Context(), oslomsg.Publishing{RoutingKey: b.name}); err != nil {
+		t.Errorf("small, after it: %v", err)
+	}
+	b.serve(tr, map[string]oslomsg.Handler{"big": func(_ context.Context, d *oslomsg.Delivery) { d.Reply(strings.Repeat("x", 2000)) }})
+	var remote *oslomsg.RemoteError
+	if _, err := b.client(tr).Call(t.Context(), b.target(), "big", nil, nil); !errors.As(err, &remote) || remote.Class != "ValueError" {
+		t.Errorf("an answer that is too big: %v", err)
+	}
+	size("134217728")
+
+	b.ctl(true, "add_user", b.name, "pw")
+	t.Cleanup(func() { b.ctl(true, "delete_user", b.name) })
+	b.ctl(true, "set_permissions", "-p", b.opt.URL.Vhost, b.name, ".*", "", ".*")
+	b.opt.URL.Hosts[0].User, b.opt.URL.Hosts[0].Password = b.name, "pw"
+	tr = b.dial()
+	done := make(chan error, 1)
+	go func() {
+		done <- tr.Publish(t.Context(), oslomsg.Publishing{Exchange: b.exchange(), RoutingKey: "x"})
+	}()
+	waitFor(t, "the refusal", func() bool { return b.log.count("ACCESS_REFUSED") > 0 })
+	b.ctl(true, "set_permissions", "-p", b.opt.URL.Vhost, b.name, ".*", ".*", ".*")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if n := b.log.count("ACCESS_REFUSED"); n > 5 { // once a minute
+		t.Errorf("the refusal is logged %d times", n)
+	}
+}
+
+func TestBrokerOverTLS(t *testing.T) {
+	b := newBroker(t)
+	web := httptest.NewTLSServer(nil) // for its certificate, which names 127.0.0.1
+	web.Close()
+	p := newProxy(t, b.addr)
+	p.tls = &tls.Config{Certificates: web.TLS.Certificates}
+	p.up()
+	b.via(p)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.opt.TLS = oslomsg.TLSOptions{Enabled: true, CAFile: ca}
+	tr := b.dial()
+	b.serve(tr, map[string]oslomsg.Handler{"echo": func(_ context.Context, d *oslomsg.Delivery) { d.Reply(1) }})
+	if _, err := b.client(tr).Call(t.Context(), b.target(), "echo", nil, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -12,8 +12,8 @@
 //
 // # Goroutines
 //
-// Dial starts one goroutine for each of its two connections and one for each
-// consumer. A Server starts one for each queue, one for each delivery that is
+// Dial starts one goroutine for each of its two connections, one for each
+// consumer, and two for each exchange published to. A Server starts one for each queue, one for each delivery that is
 // being handled (bounded), and one for each reply on its way. Close and
 // Shutdown wait for all of them. Nothing is kept on disk.
 package oslomsg

@@ -16,6 +16,9 @@ var (
 	// errChannelLost: it is not known whether the message arrived.
 	errChannelLost = errors.New("channel lost")
 	errNacked      = errors.New("broker did not accept the message")
+	// errForbidden: the user may not publish there. An operator can change
+	// that.
+	errForbidden = errors.New("broker refuses to publish")
 )
 
 // publisher publishes over one connection, with a channel for each exchange: a
@@ -217,6 +220,10 @@ func (c *pubChannel) watch(closed <-chan *amqp.Error, returns <-chan amqp.Return
 		c.err = errChannelLost
 	case end.Code == amqp.NotFound && strings.Contains(end.Reason, "exchange"):
 		c.err = fmt.Errorf("%w: %s", ErrNoExchange, clip(end.Reason, 200))
+	case end.Code == amqp.AccessRefused:
+		c.err = fmt.Errorf("%w: %s", errForbidden, clip(end.Reason, 200))
+	case end.Code == amqp.PreconditionFailed:
+		c.err = fmt.Errorf("%w: %s", ErrRefused, clip(end.Reason, 200))
 	default:
 		c.err = fmt.Errorf("%w: %w", errChannelLost, end)
 	}

@@ -15,6 +15,9 @@ var (
 	ErrUnroutable = errors.New("no queue takes the message")
 	// ErrNoExchange: the exchange does not exist (yet).
 	ErrNoExchange = errors.New("exchange does not exist")
+	// ErrRefused: the broker will not take this message, now or later; it may
+	// be larger than the broker allows.
+	ErrRefused = errors.New("broker refuses the message")
 	// ErrClosed: the transport, client or server was closed on this side.
 	ErrClosed = errors.New("messaging is closed")
 )
@@ -26,8 +29,8 @@ type Transport interface {
 	// blocks while there is no connection, or the broker accepts nothing, and
 	// sends again after a reconnect, until ctx ends: a message may therefore
 	// arrive twice, and receivers tell by its _unique_id. Returns
-	// ErrUnroutable (only when p.Mandatory), ErrNoExchange, ErrClosed, or the
-	// cause of ctx.
+	// ErrUnroutable (only when p.Mandatory), ErrNoExchange, ErrRefused,
+	// ErrClosed, or the cause of ctx.
 	Publish(ctx context.Context, p Publishing) error
 
 	// Consume declares q and delivers its messages to fn, one at a time,
