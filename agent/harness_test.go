@@ -64,12 +64,8 @@ func (l *lab) open() {
 
 func (l *lab) tryOpen() error {
 	l.h = l.world.Open()
-	level := slog.LevelError
-	if testing.Verbose() {
-		level = slog.LevelDebug
-	}
 	a, err := Open(Options{Host: testHost, StateDir: l.dir, Config: l.cfg,
-		Logger:    slog.New(slog.NewTextHandler(testWriter{l.t}, &slog.HandlerOptions{Level: level + 4})),
+		Logger:    testLogger(),
 		Conductor: l.h.Conductor, Placement: l.h.Placement, Images: l.h.Images, Network: l.h.Network,
 		Plugger: l.h.Plugger, Runtime: l.h.Runtime, BootID: func() (string, error) { return l.world.BootID(), nil }})
 	if err != nil {
@@ -100,13 +96,12 @@ func (l *lab) crash() {
 	l.close()
 }
 
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	if testing.Verbose() {
-		fmt.Fprint(os.Stderr, string(p))
+// testLogger is silent unless NOVALET_TEST_LOG=1.
+func testLogger() *slog.Logger {
+	if os.Getenv("NOVALET_TEST_LOG") != "1" {
+		return slog.New(slog.DiscardHandler)
 	}
-	return len(p), nil
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // server makes the row and allocation of a new server, and the operation that builds it.
