@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/novalet/novalet/glancebridge/disk/internal/blockio"
 	"github.com/novalet/novalet/glancebridge/disk/internal/disktest"
+	"github.com/novalet/novalet/glancebridge/disk/qcow2"
+	"github.com/novalet/novalet/glancebridge/disk/vmdk"
 	"github.com/novalet/novalet/glancebridge/layer"
 )
 
@@ -251,6 +254,59 @@ func TestForeignPartition(t *testing.T) {
 		clear(img[1<<20 : 1<<20+4096])
 		copy(img[1<<20+c.off:], c.text)
 		refusal(t, walkBytes(t, img, Options{}), c.want)
+	}
+}
+
+// read4K reads the first bytes of a disk at an offset.
+func read4K(t *testing.T, d blockio.Disk, off int64) []byte {
+	t.Helper()
+	b := make([]byte, 4096)
+	if _, err := d.ReadAt(b, off); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// rootAt is where the tables' fixture has its file system's superblock.
+const rootAt = 1<<20 + 1024
+
+// TestZeroClusters marks a stored cluster as zero: what it stores must not show.
+func TestZeroClusters(t *testing.T) {
+	zero := make([]byte, 4096)
+	img := fixture(t, "qcow2")
+	open := func() blockio.Disk {
+		t.Helper()
+		d, err := qcow2.Open(blockio.Raw(bytes.NewReader(img), int64(len(img))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	if bytes.Equal(read4K(t, open(), rootAt), zero) {
+		t.Fatal("the cluster is zero from the start")
+	}
+	const cluster = 4096
+	l1 := be.Uint64(img[40:]) + rootAt/cluster/(cluster/8)*8
+	l2 := be.Uint64(img[l1:])&0x00FFFFFFFFFFFE00 + rootAt/cluster%(cluster/8)*8
+	img[l2+7] |= 1
+	if !bytes.Equal(read4K(t, open(), rootAt-1024), zero) {
+		t.Error("a zero cluster of qcow2 shows what it stores")
+	}
+	if _, data, err := open().Span(rootAt, 512); data || err != nil {
+		t.Errorf("it has data, %v", err)
+	}
+
+	img = fixture(t, "vmdk")
+	img[8] |= 4 // such grains may be
+	dir := binary.LittleEndian.Uint64(img[56:]) * 512
+	table := uint64(binary.LittleEndian.Uint32(img[dir:])) * 512
+	binary.LittleEndian.PutUint32(img[table+rootAt/65536*4:], 1)
+	d, err := vmdk.Open(blockio.Raw(bytes.NewReader(img), int64(len(img))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(read4K(t, d, rootAt), zero) {
+		t.Error("a zero grain of a VMDK is not zero")
 	}
 }
 

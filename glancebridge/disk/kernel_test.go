@@ -69,6 +69,31 @@ func fragment(t *testing.T, name string, pieces int64) {
 	}
 }
 
+// rewrite makes a file whose middle was written again, so that extents are used in part.
+func rewrite(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, w := range []struct {
+		off, n int64
+		c      byte
+	}{{0, 1 << 20, 'a'}, {40960, 8192, 'b'}, {200704, 4096, 'c'}, {500000, 70000, 'd'}} {
+		b := make([]byte, w.n)
+		for k := range b {
+			b[k] = w.c + byte(k/4096)
+		}
+		if _, err := f.WriteAt(b, w.off); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // far makes a file with data at its beginning and at a distance only.
 func far(t *testing.T, name string, off int64) {
 	t.Helper()
@@ -142,6 +167,7 @@ func TestKernel(t *testing.T) {
 			}
 			populate(t, dir, c.shape, keys)
 			fragment(t, filepath.Join(dir, "usr/lib/pieces"), 600)
+			rewrite(t, filepath.Join(dir, "usr/lib/rewritten"))
 			if strings.Contains(c.mkfs, "ext2") || strings.Contains(c.mkfs, "ext3") {
 				// Beyond 64 MiB blocks of 1 KiB are mapped through three levels.
 				far(t, filepath.Join(dir, "usr/lib/far"), 80<<20)
