@@ -12,12 +12,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/statefile"
 )
 
 // uploadTries is how often a snapshot's upload is begun.
@@ -180,7 +182,11 @@ func (s *Store) snapshotArchive(r *novalet.SnapshotRequest, c *capture) (*archiv
 	layers = append(layers, archiveLayer{write: c.write, origin: "instance " + r.InstanceUUID})
 	for i := range layers {
 		var err error
-		if layers[i].size, layers[i].hex, err = measure(layers[i].write); err != nil {
+		id := ""
+		if i < len(below) {
+			id = below[i].DiffID
+		}
+		if layers[i].size, layers[i].hex, err = s.measureLayer(id, layers[i].write); err != nil {
 			return nil, err
 		}
 	}
@@ -192,6 +198,32 @@ func (s *Store) snapshotArchive(r *novalet.SnapshotRequest, c *capture) (*archiv
 		cfg.Architecture = s.o.Arch
 	}
 	return planArchive(layers, cfg, time.Now().UTC())
+}
+
+// tarSum is what a stored layer comes to as a tar of ours.
+type tarSum struct {
+	Size int64  `json:"size"`
+	Hex  string `json:"sha256"`
+}
+
+// measureLayer is measure, remembered beside a stored layer: its tree does not change. id is "" for what is not stored.
+func (s *Store) measureLayer(id string, write func(io.Writer) error) (int64, string, error) {
+	s.mu.Lock()
+	stored := s.layers[id] != nil
+	s.mu.Unlock()
+	if !stored {
+		return measure(write)
+	}
+	path := filepath.Join(s.layerDir(id), "tar.json")
+	var sum tarSum
+	if err := statefile.Read(path, &sum); err == nil && sum.Size > 0 && validLayerID("sha256:"+sum.Hex) {
+		return sum.Size, sum.Hex, nil
+	}
+	var err error
+	if sum.Size, sum.Hex, err = measure(write); err != nil {
+		return 0, "", err
+	}
+	return sum.Size, sum.Hex, statefile.Write(path, sum)
 }
 
 // planArchive lays out an archive that is a docker save archive and an OCI layout at once.
@@ -264,8 +296,12 @@ func planArchive(layers []archiveLayer, cfg novalet.ImageConfig, created time.Ti
 				}
 				continue
 			}
-			if err := l.write(tw); err != nil {
+			h := sha256.New()
+			if err := l.write(io.MultiWriter(tw, h)); err != nil {
 				return err
+			}
+			if got := hex.EncodeToString(h.Sum(nil)); got != l.hex {
+				return fmt.Errorf("write archive: layer %s reads as %s now", l.hex, got)
 			}
 		}
 		for _, f := range []struct {

@@ -240,7 +240,7 @@ type hashReader struct {
 }
 
 func newHashReader(r io.Reader) *hashReader {
-	return &hashReader{r: r, h: sha256.New(), buf: make([]byte, 128<<10)}
+	return &hashReader{r: r, h: sha256.New(), buf: make([]byte, 256<<10)}
 }
 
 func (h *hashReader) Read(p []byte) (int, error) {
