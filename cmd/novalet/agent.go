@@ -32,7 +32,7 @@ import (
 func agentCommand() *command {
 	return &command{name: "agent", summary: "Run the compute service of this host",
 		long: `Reads nova-compute's own configuration files. It waits for the broker and the conductor as long as it takes.
-SIGTERM ends it and leaves every instance running; SIGHUP reads the log level (debug) again.`,
+SIGTERM ends it and leaves every instance running; SIGHUP reads the log level (debug) again and looks at the controllers' release.`,
 		flags: func(fs *pflag.FlagSet) {
 			fs.StringArray("config-file", nil, "an oslo.config file (repeatable; later ones win; default /etc/nova/nova.conf)")
 			fs.StringArray("config-dir", nil, "a folder of *.conf files, read in order after the files (repeatable)")
@@ -56,22 +56,6 @@ func runAgent(ctx context.Context, fs *pflag.FlagSet) error {
 	level := new(slog.LevelVar)
 	level.Set(s.logLevel)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	go func() {
-		for range hup {
-			n, err := readSettings(files, dirs)
-			if err != nil {
-				log.Error("read the configuration again; the old one stays", "error", err)
-				continue
-			}
-			level.Set(n.logLevel)
-			log.Info("configuration read again", "debug", n.logLevel == slog.LevelDebug)
-		}
-	}()
-	defer close(hup)
-
 	transport, err := oslomsg.Dial(withLogger(s.bus, log))
 	if err != nil {
 		return &exitError{exitConfig, fmt.Errorf("option [DEFAULT] transport_url: %w", err)}
@@ -86,7 +70,35 @@ func runAgent(ctx context.Context, fs *pflag.FlagSet) error {
 		return err
 	}
 	defer h.close()
+	defer onHangup(func() {
+		n, err := readSettings(files, dirs)
+		if err != nil {
+			log.Error("read the configuration again; the old one stays", "error", err)
+			return
+		}
+		level.Set(n.logLevel)
+		h.driver.Renegotiate()
+		log.Info("configuration read again", "debug", n.logLevel == slog.LevelDebug)
+	})()
 	return h.run(ctx)
+}
+
+// onHangup calls fn at each SIGHUP until the function it returns was called.
+func onHangup(fn func()) (stop func()) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range hup {
+			fn()
+		}
+	}()
+	return func() {
+		signal.Stop(hup)
+		close(hup)
+		<-done
+	}
 }
 
 func withLogger(o oslomsg.Options, log *slog.Logger) oslomsg.Options {
@@ -308,6 +320,13 @@ func (h *host) health() httpapi.Health {
 	}
 	if !h.started.Load() {
 		out.Reasons["start"] = "not registered yet: waiting for the conductor or Placement"
+	}
+	st := h.driver.Status()
+	if st.Away {
+		out.Reasons["conductor"] = "does not answer"
+	}
+	if st.ForcedDown {
+		out.Reasons["service"] = "forced down by an operator"
 	}
 	if len(out.Reasons) > 0 {
 		out.Status = "degraded"

@@ -4,8 +4,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -21,23 +19,23 @@ import (
 // settings is nova.conf as this program understands it. Names and defaults are Nova's (nova/conf); what Nova does not
 // have is in [novalet].
 type settings struct {
-	host, myIP, statePath string
-	stateDir              string // [novalet] state_dir: records, images, roots
-	runDir                string // [novalet] run_dir: sockets of the keepers
-	socket                string // [novalet] socket
-	shimPath              string // [novalet] shim_path
-	cgroupRoot            string // [novalet] cgroup_root
-	logLevel              slog.Level
-	bus                   oslomsg.Options
-	driver                novadriver.Options
-	agent                 agent.Config
-	neutron, placement    keystone.Options
-	glance, serviceUser   keystone.Options
-	sendServiceToken      bool
-	ovsBridge, ovsdb      string
-	imageMinAge           time.Duration
-	imageKeepUnused       bool
-	idBase, maxInstances  int
+	host, statePath      string
+	stateDir             string // [novalet] state_dir: records, images, roots
+	runDir               string // [novalet] run_dir: sockets of the keepers
+	socket               string // [novalet] socket
+	shimPath             string // [novalet] shim_path
+	cgroupRoot           string // [novalet] cgroup_root
+	logLevel             slog.Level
+	bus                  oslomsg.Options
+	driver               novadriver.Options
+	agent                agent.Config
+	neutron, placement   keystone.Options
+	glance, serviceUser  keystone.Options
+	sendServiceToken     bool
+	ovsBridge, ovsdb     string
+	imageMinAge          time.Duration
+	imageKeepUnused      bool
+	idBase, maxInstances int
 }
 
 // readSettings reads the files. The error names every option that is missing or wrong, with file and line.
@@ -47,19 +45,12 @@ func readSettings(files, dirs []string) (*settings, error) {
 		return nil, &exitError{exitConfig, err}
 	}
 	s := &settings{}
-	hostname, err := os.Hostname()
-	if err != nil {
-		return nil, fmt.Errorf("read the host name: %w", err)
-	}
-	s.host = cfg.String("DEFAULT", "host", hostname)
-	if strings.ContainsAny(s.host, " /\t") || s.host == "" {
+	s.driver = novadriver.ReadOptions(cfg)
+	s.driver.HypervisorVersion = hypervisorVersion(version)
+	s.host, s.statePath = s.driver.Host, s.driver.StateDir
+	if strings.ContainsAny(s.host, " /\t") {
 		cfg.Errorf("DEFAULT", "host", "%q is no host name", s.host)
 	}
-	s.myIP = cfg.String("DEFAULT", "my_ip", "")
-	if s.myIP == "" {
-		s.myIP = defaultAddress()
-	}
-	s.statePath = cfg.String("DEFAULT", "state_path", "/var/lib/nova")
 	s.stateDir = cfg.String("novalet", "state_dir", defaultState)
 	s.runDir = cfg.String("novalet", "run_dir", "/run/novalet")
 	if cfg.Has("novalet", "state_dir") && !cfg.Has("novalet", "run_dir") {
@@ -85,30 +76,6 @@ func readSettings(files, dirs []string) (*settings, error) {
 	cfg.Required("DEFAULT", "transport_url")
 	s.bus = oslomsg.ReadOptions(cfg)
 
-	s.driver = novadriver.Options{
-		Host: s.host, Node: s.host, MyIP: s.myIP, StateDir: s.statePath,
-		Release:              cfg.String("novalet", "release", ""),
-		ControlExchange:      cfg.String("DEFAULT", "control_exchange", "nova"),
-		RPCTimeout:           cfg.Seconds("DEFAULT", "rpc_response_timeout", time.Minute),
-		ReportInterval:       cfg.Seconds("DEFAULT", "report_interval", 10*time.Second),
-		UpdateInterval:       cfg.Seconds("DEFAULT", "update_resources_interval", time.Minute),
-		GracefulTimeout:      cfg.Seconds("DEFAULT", "graceful_shutdown_timeout", time.Minute),
-		TrackInstanceChanges: cfg.Bool("filter_scheduler", "track_instance_changes", true),
-		InstanceNameTemplate: cfg.String("DEFAULT", "instance_name_template", "instance-%08x"),
-		ConsoleTokenTTL:      cfg.Seconds("consoleauth", "token_ttl", 10*time.Minute),
-		SerialConsole:        cfg.Bool("serial_console", "enabled", false),
-		SerialBaseURL:        cfg.String("serial_console", "base_url", "ws://127.0.0.1:6083/"),
-		HypervisorVersion:    hypervisorVersion(version),
-		Resources: novadriver.ResourceOptions{
-			ReservedCPUs:     int64(cfg.IntRange("DEFAULT", "reserved_host_cpus", 0, 0, 1<<20)),
-			ReservedMemoryMB: int64(cfg.IntRange("DEFAULT", "reserved_host_memory_mb", 512, 0, 1<<30)),
-			ReservedDiskMB:   int64(cfg.IntRange("DEFAULT", "reserved_host_disk_mb", 0, 0, 1<<30)),
-			CPURatio:         ratio(cfg, "cpu_allocation_ratio"), RAMRatio: ratio(cfg, "ram_allocation_ratio"), DiskRatio: ratio(cfg, "disk_allocation_ratio"),
-			InitialCPURatio:  cfg.Float("DEFAULT", "initial_cpu_allocation_ratio", 4),
-			InitialRAMRatio:  cfg.Float("DEFAULT", "initial_ram_allocation_ratio", 1),
-			InitialDiskRatio: cfg.Float("DEFAULT", "initial_disk_allocation_ratio", 1),
-		},
-	}
 	s.agent = readAgent(cfg, s.driver.SerialConsole)
 	s.readServices(cfg)
 	s.ovsBridge = cfg.String("neutron", "ovs_bridge", "br-int")
@@ -122,13 +89,6 @@ func readSettings(files, dirs []string) (*settings, error) {
 		return nil, &exitError{exitConfig, fmt.Errorf("option [novalet] %s is unknown (docs/configuration.md lists them)", strings.Join(unread, ", "))}
 	}
 	return s, nil
-}
-
-func ratio(cfg *osloconf.Config, name string) *float64 {
-	if v := cfg.Float("DEFAULT", name, 0); v > 0 {
-		return &v
-	}
-	return nil
 }
 
 func readAgent(cfg *osloconf.Config, serial bool) agent.Config {
@@ -240,14 +200,4 @@ func hypervisorVersion(v string) int {
 		n += x * []int{1000000, 1000, 1}[i]
 	}
 	return n
-}
-
-// defaultAddress is the address that packets to elsewhere come from, as oslo's default of my_ip. Nothing is sent.
-func defaultAddress() string {
-	c, err := net.Dial("udp4", "203.0.113.1:9")
-	if err != nil {
-		return "127.0.0.1"
-	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).IP.String()
 }
