@@ -188,6 +188,10 @@ func TestKernel(t *testing.T) {
 			if d := got["home/user/sparse"].Data; d > 512<<10 {
 				t.Errorf("the sparse file has %d bytes of data", d)
 			}
+			// One block a piece; what is allocated and not written is a hole.
+			if d := got["usr/lib/pieces"].Data; d > 600*4096+128<<10 {
+				t.Errorf("the file of pieces has %d bytes of data", d)
+			}
 		})
 	}
 }
