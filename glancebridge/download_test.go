@@ -19,6 +19,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/hosttest"
 )
 
 // glanceServer behaves as Glance does, with faults to turn on.
@@ -205,5 +206,51 @@ func TestGlanceAnswers(t *testing.T) {
 		if got := imageBase(in); got != want {
 			t.Errorf("base of %s is %s, want %s", in, got, want)
 		}
+	}
+}
+
+// TestFaultKinds: each failure says who has to do something.
+func TestFaultKinds(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		answer func(w http.ResponseWriter, r *http.Request)
+		kind   error
+		class  string
+	}{
+		{"gone", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, novalet.ErrAbort, "ImageNotFound"},
+		{"forbidden", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, novalet.ErrAbort, "ImageNotAuthorized"},
+		{"broken", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, novalet.ErrTryAgain, ""},
+		{"queued", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"id":"img","status":"queued"}`) }, novalet.ErrAbort, "ImageNotActive"},
+		{"deactivated", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"id":"img","status":"deactivated"}`) }, novalet.ErrAbort, "ImageNotActive"},
+		{"no data", func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/file") {
+				w.WriteHeader(204)
+				return
+			}
+			fmt.Fprint(w, `{"id":"img","status":"active","size":0}`)
+		}, novalet.ErrAbort, "ImageUnacceptable"},
+		{"too large", func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, `{"id":"img","status":"active","size":99999999999999}`)
+		}, novalet.ErrAbort, "ImageUnacceptable"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(c.answer))
+			defer srv.Close()
+			s := openStore(t, "", func(o *Options) { o.Glance = NewGlance(plainCloud{srv.URL}) })
+			_, err := s.Prepare(context.Background(), &novalet.ImageRequest{ImageID: "img", InstanceUUID: "a"})
+			var f *novalet.Fault
+			if !errors.Is(err, c.kind) || c.class != "" && (!errors.As(err, &f) || f.Class != c.class || f.Text == "") {
+				t.Errorf("got %v", err)
+			}
+			checkEmpty(t, s)
+		})
+	}
+	// A failure of this host: its helpers cannot be started.
+	hosttest.RequireRoot(t)
+	images := t.TempDir()
+	id := addImage(t, images, rootTar(t), nil)
+	s := openStore(t, images, func(o *Options) { o.Unconfined, o.Helper = false, []string{"/does/not/exist"} })
+	if _, err := s.Prepare(context.Background(), &novalet.ImageRequest{ImageID: id, InstanceUUID: "a"}); !errors.Is(err, novalet.ErrReschedule) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -23,8 +23,13 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	start := time.Now()
 	log := s.log.With("image", f.id, "request_id", rc.RequestID)
 	defer func() {
-		if err != nil && context.Cause(ctx) != nil && !errors.As(err, new(*novalet.Fault)) {
+		switch {
+		case err == nil || errors.As(err, new(*novalet.Fault)):
+		case context.Cause(ctx) != nil:
 			err = context.Cause(ctx)
+		case !errors.Is(err, novalet.ErrTryAgain) && !errors.Is(err, novalet.ErrNotFound):
+			// Neither the image nor Glance: something is wrong with this host.
+			err = fmt.Errorf("%w: %w", novalet.ErrReschedule, err)
 		}
 	}()
 	select {
@@ -97,6 +102,12 @@ func glanceFault(id string, err error) error {
 	case errors.As(err, &ge) && (ge.Status == 401 || ge.Status == 403):
 		return &novalet.Fault{Kind: novalet.ErrAbort, Class: "ImageNotAuthorized", Text: "the image may not be read by you", Err: err,
 			Details: map[string]any{"image_id": id}}
+	case errors.As(err, &ge) && ge.Status == 204:
+		return refused(id, "the image is empty; upload its data")
+	case errors.As(err, &ge):
+		f := refused(id, fmt.Sprintf("Glance does not give the image's data (status %d); ask its operator, or upload the image again", ge.Status))
+		f.Err = err
+		return f
 	}
 	return err
 }
@@ -201,6 +212,9 @@ func (s *Store) unpack(ctx context.Context, d *download, rec *ImageRecord, f *fl
 // other services trust the declaration. raw stands for everything that has no name of its own.
 func checkDeclared(rec *ImageRecord, got layer.Format) error {
 	declared := rec.DiskFormat
+	if rec.ContainerFormat == "compressed" && got.IsWrapper() {
+		return nil // Glance's own word for a disk within a compression
+	}
 	switch declared {
 	case "", "raw", "ami", "root-tar", "tar", "oci", "docker":
 		switch got {
@@ -229,7 +243,7 @@ func (s *Store) verdict(out *helperResult, rec *ImageRecord, d *download, f *fli
 	switch {
 	case d.err != nil && d.err != io.EOF && !out.stopped:
 		return glanceFault(rec.ID, d.err)
-	case a.Full:
+	case a.Full || p.Full:
 		return diskError(unix.ENOSPC)
 	case a.TooLarge && f.maxBytes > 0 && limit == f.maxBytes:
 		return tooSmall(rec.ID, fmt.Sprintf("the image unpacks to more than the flavor's disk of %d MiB; choose a larger flavor", limit>>20))

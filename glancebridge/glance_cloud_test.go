@@ -112,3 +112,34 @@ func TestCloudGlance(t *testing.T) {
 		}
 	})
 }
+
+func TestCloudSnapshot(t *testing.T) {
+	s := cloudSession(t)
+	ctx := context.Background()
+	g := NewGlance(s)
+	// As nova-api makes it: without formats.
+	id := createImage(t, s, map[string]any{"name": "novalet-test-snapshot", "visibility": "private", "image_type": "snapshot"})
+	upper := t.TempDir()
+	if err := os.WriteFile(upper+"/file", []byte("data"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	st := openStore(t, "", func(o *Options) { o.Glance = g })
+	base := &novalet.Image{Kind: novalet.KindApplication, Config: novalet.ImageConfig{Cmd: []string{"/x"}}}
+	err := st.Snapshot(ctx, &novalet.SnapshotRequest{ImageID: id, InstanceUUID: "inst-1", Base: base,
+		Root: novalet.RootDirs{Upper: upper}, Properties: map[string]string{"instance_uuid": "inst-1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := g.Get(ctx, novalet.RequestContext{}, id)
+	if err != nil || rec.Status != "active" || rec.ContainerFormat != "docker" || rec.DiskFormat != "raw" ||
+		rec.Properties["instance_uuid"] != "inst-1" || rec.Properties["image_type"] != "snapshot" {
+		t.Errorf("record is %+v, %v", rec, err)
+	}
+	img, err := st.Prepare(ctx, &novalet.ImageRequest{ImageID: id, InstanceUUID: "inst-2", Meta: rec.ImageMeta})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(img.Layers[0].Path + "/file"); err != nil || string(b) != "data" {
+		t.Errorf("file is %q, %v", b, err)
+	}
+}

@@ -141,6 +141,7 @@ func parse(in io.Reader, out io.Writer, spool spoolFile, q *parseRequest) (res *
 		res.Refused = refused.Text
 	} else {
 		res.Error = err.Error()
+		res.Full = errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 	}
 	return res
 }

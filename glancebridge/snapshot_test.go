@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -111,6 +112,12 @@ func TestSnapshotBoots(t *testing.T) {
 	}
 	if top["home/link"].Link != "../etc" || top["home/sparse"].Size != 3<<20 {
 		t.Errorf("got %+v, %+v", top["home/link"], top["home/sparse"])
+	}
+	// Other tools read it, by either of its manifests.
+	if _, err := exec.LookPath("skopeo"); err == nil {
+		for _, kind := range []string{"docker-archive", "oci-archive"} {
+			run(t, "skopeo", "--insecure-policy", "copy", kind+":"+filepath.Join(images, snap), "dir:"+filepath.Join(t.TempDir(), "out"))
+		}
 	}
 	// A snapshot of the same layers names them the same: the base is stored once from then on.
 	again := "11111111-0000-4000-8000-000000000002"

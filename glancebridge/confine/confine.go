@@ -5,6 +5,7 @@ package confine
 
 import (
 	"fmt"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +32,9 @@ const (
 // Apply gives up everything else. A kernel without Landlock is tolerated, since the filter forbids most of the same;
 // every other failure is an error, after which the process must not touch an image.
 func Apply(p Policy) error {
+	// Where a call reaches one thread only, all of them must reach the same.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if p.dir >= 0 {
 		if err := enter(p.dir); err != nil {
 			return err

@@ -53,8 +53,9 @@ type Result struct {
 	Warnings []string `json:"warnings,omitempty"`
 	// Refused, when set, is why the image is at fault.
 	Refused string `json:"refused,omitempty"`
-	// Error, when set, is any other failure.
+	// Error, when set, is any other failure. Full: the file system was.
 	Error string `json:"error,omitempty"`
+	Full  bool   `json:"full,omitempty"`
 }
 
 // ArchiveOptions say how an archive is read.

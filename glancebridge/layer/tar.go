@@ -24,7 +24,8 @@ type Limits struct {
 // The defaults of Limits.
 const (
 	DefaultEntries = 2_000_000
-	DefaultRatio   = 600
+	// DefaultRatio is a little more than gzip can reach: an empty disk compresses that well.
+	DefaultRatio = 1100
 )
 
 func (l Limits) withDefaults() Limits {
