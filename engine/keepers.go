@@ -467,7 +467,7 @@ func (k *keeper) release() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if _, err := k.call(ctx, wire.OpExit, "", nil, nil); err == nil {
+	if _, err := k.call(ctx, wire.OpExit, "", nil, nil); err == nil || errors.Is(err, io.EOF) {
 		k.reap()
 		os.Remove(k.sock)
 		os.Remove(logOf(k.sock))

@@ -137,6 +137,10 @@ func (k *keeper) serve(c *wire.Conn) {
 	if err := reply(c, body, err, out...); err != nil {
 		fmt.Fprintln(os.Stderr, "keeper:", err)
 	}
+	if req.Op == wire.OpExit && err == nil {
+		// Only now: the process ends with its listener, and the answer has to be out.
+		k.l.Close()
+	}
 }
 
 // errStreamed says that the handler has answered itself.
@@ -292,7 +296,7 @@ func (k *keeper) exit() error {
 		return &wire.Error{Code: wire.CodeState, Detail: fmt.Sprintf("%d instances", len(k.instances))}
 	}
 	k.cfg.Capacity = 0
-	return k.l.Close()
+	return nil
 }
 
 // forget drops an instance that has exited, or never started and is gone.
