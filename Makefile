@@ -1,6 +1,7 @@
 # novalet: see `make help`.
 GO ?= go
-GOFLAGS += -trimpath
+# No stamp of the checkout: git refuses one that belongs to somebody else, as under sudo.
+GOFLAGS += -trimpath -buildvcs=false
 export CGO_ENABLED = 0
 VERSION ?= 0.1.0
 SHIM = engine/shim/novalet-shim

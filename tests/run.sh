@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 GO=${GO:-go}
 export CGO_ENABLED=0 DEBIAN_FRONTEND=noninteractive
-unset GOFLAGS
+export GOFLAGS=-buildvcs=false
 STATE=${STATE:-/srv/novalet-cloud}; export STATE
 FUZZTIME=${FUZZTIME:-20s}
 out=build/test
