@@ -248,8 +248,12 @@ func (a *Agent) insist(ctx context.Context, log *slog.Logger, what string, f fun
 		if err == nil || !errors.Is(err, novalet.ErrTryAgain) {
 			return err
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if !said {
-			log.Warn("waiting for the conductor", "call", what, "err", err)
+			// The bus side says aloud that the conductor is away, once for all instances.
+			log.Debug("waiting for the conductor", "call", what, "err", err)
 			said = true
 		}
 		if err := sleep(ctx, delay); err != nil {
