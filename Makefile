@@ -14,7 +14,7 @@ help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 need-go:
-	@sh tests/need-go.sh "$(GO)"
+	@MAKECMDGOALS="$(MAKECMDGOALS)" sh tests/need-go.sh "$(GO)"
 
 shim: need-go
 	@$(GO) build $(GOFLAGS) -ldflags='-s -w' -o $(SHIM) ./cmd/novalet-shim
