@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,17 +20,34 @@ import (
 func mount(t *testing.T, img, options string) (string, func()) {
 	t.Helper()
 	dir := t.TempDir()
-	disktest.Run(t, "mount", "-o", strings.Trim("loop,"+options, ","), img, dir)
+	patiently(t, "mount", "-o", strings.Trim("loop,"+options, ","), img, dir)
 	done := false
 	end := func() {
 		t.Helper()
 		if !done {
 			done = true
-			disktest.Run(t, "umount", dir)
+			patiently(t, "umount", dir)
 		}
 	}
 	t.Cleanup(end)
 	return dir, end
+}
+
+// patiently runs a program again while loop devices are busy: the kernel lets go of one some time after the umount, and
+// other programs take them too.
+func patiently(t *testing.T, name string, args ...string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err == nil {
+			return
+		}
+		text := string(out)
+		busy := strings.Contains(text, "busy") || strings.Contains(text, "already mounted") || strings.Contains(text, "loop device")
+		if !busy || time.Now().After(end) {
+			t.Fatalf("%s %v: %v\n%s", name, args, err, text)
+		}
+	}
 }
 
 // populate fills a mounted file system with the common tree and what only it can hold.

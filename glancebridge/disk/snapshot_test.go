@@ -194,11 +194,11 @@ func TestSubvolumes(t *testing.T) {
 			// What a boot would see: the root, and over it the mounts of its fstab.
 			dir, end := mount(t, img, "ro,subvol="+booted)
 			for at, volume := range c.also {
-				disktest.Run(t, "mount", "-o", "loop,ro,subvol="+volume, img, filepath.Join(dir, at))
+				patiently(t, "mount", "-o", "loop,ro,subvol="+volume, img, filepath.Join(dir, at))
 			}
 			want := disktest.FromDir(t, dir)
 			for at := range c.also {
-				disktest.Run(t, "umount", filepath.Join(dir, at))
+				patiently(t, "umount", filepath.Join(dir, at))
 			}
 			end()
 			got := disktest.FromWalk(t, mustOpen(t, img, Options{}).Walk)
