@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,7 +34,6 @@ type glanceServer struct {
 
 	mu       sync.Mutex
 	requests []string
-	gets     atomic.Int64
 }
 
 func newGlanceServer(t *testing.T, data []byte) *glanceServer {

@@ -13,7 +13,8 @@ type capHeader struct {
 	pid     int32
 }
 
-type capData struct{ effective, permitted, inheritable uint32 }
+// capData is struct __user_cap_data_struct; what is inheritable stays empty.
+type capData struct{ effective, permitted, _ uint32 }
 
 func capset(hdr *capHeader, data *[2]capData) error {
 	err := onAllThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(hdr)), uintptr(unsafe.Pointer(data)), 0)
