@@ -190,7 +190,7 @@ func (s *streams) copy(x *novalet.ExecSpec) {
 // drain waits for the end of the output, or, once the program has ended, for a moment without any.
 func (s *streams) drain() {
 	for _, f := range s.out {
-		_ = f.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_ = f.SetReadDeadline(time.Now().Add(5 * time.Second))
 	}
 	s.wg.Wait()
 }

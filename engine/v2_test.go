@@ -67,7 +67,8 @@ func TestCgroup1Alone(t *testing.T) {
 	te.Close()
 	te.opts.layout = &cgroup.Layout{V1: l.V1, V1Named: l.V1Named}
 	te.open()
-	te.run("app", novalet.Limits{MemoryBytes: 64 << 20, PIDs: 20}, app(busybox(t), "trap 'exit 3' TERM; while :; do sleep 0.05; done"))
+	te.run("app", novalet.Limits{MemoryBytes: 64 << 20, PIDs: 20}, app(busybox(t), "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"))
+	te.waitLog("app", "ready")
 	if err := te.Freeze(ctx, "app"); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +82,8 @@ func TestCgroup1Alone(t *testing.T) {
 	if st := te.waitState("app", novalet.ContainerStopped); st.ExitCode != 3 {
 		t.Fatalf("%+v", st)
 	}
-	te.run("stubborn", novalet.Limits{}, app(busybox(t), "trap '' TERM; while :; do sleep 0.05; done"))
+	te.run("stubborn", novalet.Limits{}, app(busybox(t), "trap '' TERM; echo ready; while :; do sleep 0.05; done"))
+	te.waitLog("stubborn", "ready")
 	if err := te.Stop(ctx, "stubborn", novalet.StopOptions{Timeout: 100 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
