@@ -35,7 +35,7 @@ func (d *Driver) identity(ctx context.Context, registered bool) (string, error) 
 			return "", fmt.Errorf("read %s: it holds no uuid", path)
 		}
 		if !registered && len(d.agent().Tracked()) > 0 {
-			return "", fmt.Errorf("Nova knows no compute service %s, but this host has %d instances: wrong database, or the option host "+
+			return "", fmt.Errorf("no compute service %s is known to Nova, but this host has %d instances: wrong database, or the option host "+
 				"was changed", d.o.Host, len(d.agent().Tracked()))
 		}
 		return id, nil
@@ -52,7 +52,7 @@ func (d *Driver) identity(ctx context.Context, registered bool) (string, error) 
 			return "", err
 		}
 	case len(d.agent().Tracked()) > 0:
-		return "", fmt.Errorf("Nova knows no compute service %s, but this host has %d instances: wrong database, or the option host was "+
+		return "", fmt.Errorf("no compute service %s is known to Nova, but this host has %d instances: wrong database, or the option host was "+
 			"changed", d.o.Host, len(d.agent().Tracked()))
 	}
 	if err := writeIdentity(path, id); err != nil {

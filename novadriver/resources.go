@@ -245,7 +245,7 @@ func (t *tracker) saveNode(ctx context.Context, res novalet.HostResources) error
 		return fmt.Errorf("the compute node of this host was deleted from Nova: %w", err)
 	}
 	if isClass(err, "DuplicateRecord") {
-		return fmt.Errorf("Nova has another compute node %s on host %s, with another uuid than the file %s: restore the file, or "+
+		return fmt.Errorf("there is another compute node %s on host %s, with another uuid than the file %s: restore the file, or "+
 			"delete the old compute service: %w", t.d.o.Node, t.d.o.Host, identityFile, err)
 	}
 	if err != nil {

@@ -51,9 +51,6 @@ func (a args) flag(name string, absent bool) bool {
 	return b
 }
 
-// null reports whether the argument is null or absent.
-func (a args) null(name string) bool { return isNull(a[name]) }
-
 func isNull(raw json.RawMessage) bool {
 	t := bytes.TrimSpace(raw)
 	return len(t) == 0 || string(t) == "null"

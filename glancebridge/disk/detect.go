@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"encoding/binary"
 	"io"
 
 	"github.com/novalet/novalet/glancebridge/disk/btrfs"
@@ -26,8 +25,6 @@ const (
 
 // headSize covers every magic number that is looked for: btrfs has the last.
 const headSize = 68 << 10
-
-var le = binary.LittleEndian
 
 // head is the beginning of a disk, short if the disk is.
 func head(d blockio.Disk) ([]byte, error) {

@@ -182,7 +182,7 @@ func TestUnread(t *testing.T) {
 func TestDamaged(t *testing.T) {
 	for text, want := range map[string]string{
 		"a = 1":                     "f.conf:1: assignment before the first section",
-		"[DEFAULT]\nnonsense":       "f.conf:2: neither a section nor an assignment: no = or :",
+		"[DEFAULT]\nnonsense":       "f.conf:2: neither a section nor an assignment: it has no = and no colon",
 		"[DEFAULT]\n= 1":            "f.conf:2: assignment without a name",
 		"[DEFAULT\na = 1":           "f.conf:1: section does not end with ]",
 		"[]":                        "f.conf:1: section without a name",

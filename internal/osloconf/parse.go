@@ -159,7 +159,7 @@ func (p *parser) feed(line string) error {
 	default:
 		i := strings.IndexAny(line, "=:")
 		if i < 0 {
-			return errors.New("neither a section nor an assignment: no = or :")
+			return errors.New("neither a section nor an assignment: it has no = and no colon")
 		}
 		if p.key = strings.TrimSpace(line[:i]); p.key == "" {
 			return errors.New("assignment without a name")

@@ -38,7 +38,6 @@ type row struct {
 	generation  int64
 	inventories map[string]inventory
 	traits      map[string]bool
-	aggregates  []string
 }
 
 type consumer struct {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,20 +22,6 @@ func novalet(args ...string) (string, error) {
 }
 
 func socketPath() string { return filepath.Join(os.Getenv("NOVALET_CLOUD"), "novalet", "novalet.sock") }
-
-// agentPID is the running agent's process.
-func agentPID(t testing.TB) int {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(state(t), "run", "novalet.pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pid
-}
 
 // kill9 kills the agent and starts it again; during is run in between.
 func kill9(t testing.TB, during func()) {

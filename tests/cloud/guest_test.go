@@ -2,8 +2,6 @@ package cloud_test
 
 import (
 	"context"
-	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,13 +13,6 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/rules"
 )
-
-// inNS runs a command in a network namespace, with a deadline.
-func inNS(ns string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	return sh(ctx, "ip", append([]string{"netns", "exec", ns}, args...)...)
-}
 
 // ping waits until an address answers from a namespace ("" is the host).
 func ping(t testing.TB, ns, ip string) {
@@ -132,16 +123,4 @@ func floating(t testing.TB, u *user, port string) string {
 	}
 	t.Cleanup(func() { _ = floatingips.Delete(context.Background(), u.network, f.ID).ExtractErr() })
 	return f.FloatingIP
-}
-
-// action posts a server action that gophercloud has no function for, and wants 202 or 200.
-func action(t testing.TB, u *user, id string, body map[string]any) error {
-	t.Helper()
-	res, err := u.compute.Post(t.Context(), u.compute.ServiceURL("servers", id, "action"), body, nil,
-		requestOK(http.StatusAccepted, http.StatusOK))
-	if err != nil {
-		return fmt.Errorf("server action: %w", err)
-	}
-	res.Body.Close()
-	return nil
 }

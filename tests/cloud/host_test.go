@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"os"
@@ -41,7 +42,8 @@ func snapshot(t testing.TB) []string {
 	}
 	// The mount id and the parent's change from mount to mount: what is mounted where is what counts.
 	for l := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(l); strings.Contains(l, "novalet") && len(f) > 5 {
+		// The pool holds disks for instances to come.
+		if f := strings.Fields(l); len(f) > 5 && strings.HasPrefix(f[4], state(t)) && !strings.Contains(f[4], "/pool/") {
 			lines = append(lines, "mount "+strings.Join(f[3:6], " "))
 		}
 	}
@@ -49,15 +51,6 @@ func snapshot(t testing.TB) []string {
 	add("netns", run("ip", "netns", "list"), regexp.MustCompile(`novalet`))
 	add("rule", run("iptables-save"), regexp.MustCompile(`tap[0-9a-f]|neutron-linuxbri-[iso][0-9a-f]{4,}`))
 	add("loop", run("losetup", "-l", "-n", "-O", "BACK-FILE"), regexp.MustCompile(`novalet.*instances`))
-	for _, dir := range []string{"/sys/fs/cgroup"} {
-		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() && uuidRE.MatchString(p) {
-				lines = append(lines, "cgroup "+p)
-				return fs.SkipDir
-			}
-			return nil
-		})
-	}
 	for _, dir := range []string{filepath.Join(state(t), "novalet")} {
 		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 			if err != nil {
@@ -93,6 +86,12 @@ func snapshot(t testing.TB) []string {
 		lines = append(lines, "allocation "+c)
 	}
 	lines = append(lines, processes(t)...)
+	// What the agent itself sees on the host, also without Nova's knowledge.
+	out, err := novalet("ps", "-q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("container", out, nil)
 	sort.Strings(lines)
 	return lines
 }
@@ -129,9 +128,11 @@ func providerID(t testing.TB) string {
 	return l[0].UUID
 }
 
-// processes lists what runs in a user namespace with shifted ids: the insides of instances.
+// processes lists what runs inside this cloud's instances: processes in the agent's cgroups whose ids are shifted. The
+// init that waits in a prepared sandbox is none yet.
 func processes(t testing.TB) []string {
 	t.Helper()
+	root := fmt.Sprintf("/novalet-%x", sha256.Sum256([]byte(filepath.Join(state(t), "novalet"))))[:len("/novalet-")+8]
 	dirs, err := filepath.Glob("/proc/[0-9]*/uid_map")
 	if err != nil {
 		t.Fatal(err)
@@ -142,9 +143,10 @@ func processes(t testing.TB) []string {
 		if err != nil {
 			continue // it ended meanwhile
 		}
+		groups, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cgroup"))
+		comm, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "comm"))
 		m := strings.Fields(string(b))
-		if len(m) == 3 && m[0] == "0" && m[1] != "0" {
-			comm, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "comm"))
+		if len(m) == 3 && m[1] != "0" && strings.Contains(string(groups), root) && !strings.HasPrefix(string(comm), "memfd:novalet") {
 			out = append(out, "process "+strings.TrimSpace(string(comm))+" ids from "+m[1])
 		}
 	}

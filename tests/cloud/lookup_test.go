@@ -62,7 +62,3 @@ func routerNS(t testing.TB, u *user) string {
 	}
 	return "qrouter-" + l[0].ID
 }
-
-func requestOK(codes ...int) *gophercloud.RequestOpts {
-	return &gophercloud.RequestOpts{OkCodes: codes, KeepResponseBody: true}
-}
