@@ -48,7 +48,7 @@ type bench struct {
 }
 
 func run(rounds int, mib int64, dir, out string) (err error) {
-	work, err := os.MkdirTemp(dir, "novalet-bench-")
+	work, err := os.MkdirTemp(dir, "novalet-image-bench-")
 	if err != nil {
 		return err
 	}
