@@ -8,7 +8,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-network clean need-go test-cloud
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-network clean need-go test-cloud
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ test-cloud: need-go ## the tests against the cloud that is up
 bench-boot: build ## boots against stock nova-compute on the cloud that is up (ROUNDS=11)
 	@devstack/compute.sh start stock stock1
 	@NOVALET_CLOUD=$(STATE) $(GO) run ./tests/bench/boot $(if $(ROUNDS),-rounds $(ROUNDS)); rc=$$?; devstack/compute.sh stop stock stock1; exit $$rc
+
+bench-engine: need-go ## containers against Debian's crun and runc (needs the packages crun, runc)
+	@$(GO) run ./tests/bench/engine $(if $(ROUNDS),-rounds $(ROUNDS))
 
 bench-network: need-go ## instances' data path against plain veth and NAT
 	@$(GO) run ./tests/bench/network
