@@ -8,7 +8,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-network clean need-go test-cloud
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-network clean need-go test-cloud
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-boot: build ## boots against stock nova-compute on the cloud that is up (R
 
 bench-engine: need-go ## containers against Debian's crun and runc (needs the packages crun, runc)
 	@$(GO) run ./tests/bench/engine $(if $(ROUNDS),-rounds $(ROUNDS))
+
+bench-image: need-go ## first and next use of an image against tar and umoci (needs umoci, skopeo, zstd, qemu-utils)
+	@$(GO) run ./tests/bench/image $(if $(ROUNDS),-rounds $(ROUNDS))
 
 bench-network: need-go ## instances' data path against plain veth and NAT
 	@$(GO) run ./tests/bench/network
