@@ -226,6 +226,11 @@ func (a *Agent) Close() error {
 	a.cancel(errShutdown)
 	a.consoles.closeAll()
 	a.wg.Wait()
+	a.mu.Lock()
+	for _, in := range a.instances {
+		in.dropNet()
+	}
+	a.mu.Unlock()
 	return a.store.close()
 }
 

@@ -473,7 +473,13 @@ func (a *Agent) plugAll(ctx context.Context, in *instance, info novalet.NetworkI
 			return nil
 		})
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if len(info) > 0 {
+		in.holdNet(netns)
+	}
+	return nil
 }
 
 // plugRequests numbers the interfaces. An interface keeps its number as long as the instance has it, so that eth1 stays

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 
@@ -39,6 +40,40 @@ type instance struct {
 	deleting bool
 	// replayed: the journal comes from an earlier run of the agent; its first operation may be half done.
 	replayed bool
+	// netns is the network namespace of the sandbox that runs, held so that it outlives a guest that ends by itself: its
+	// interfaces can still be parked then. Nil when nothing is plugged.
+	netns *os.File
+}
+
+// holdNet holds the network namespace at the path. Without it a guest's own end unplugs its ports: no more than that.
+func (in *instance) holdNet(path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		return
+	}
+	in.mu.Lock()
+	old := in.netns
+	in.netns = f
+	in.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
+}
+
+// takeNet hands over the namespace that is held, or nil.
+func (in *instance) takeNet() *os.File {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	f := in.netns
+	in.netns = nil
+	return f
+}
+
+// dropNet lets go of it.
+func (in *instance) dropNet() {
+	if f := in.takeNet(); f != nil {
+		f.Close()
+	}
 }
 
 func newInstance(a *Agent, r record) *instance {
@@ -398,6 +433,7 @@ func (a *Agent) dropIfIdle(in *instance) {
 	}
 	in.mu.Unlock()
 	a.mu.Unlock()
+	in.dropNet()
 	a.events.forget(in.uuid)
 	a.timings.forget(in.uuid)
 }

@@ -86,6 +86,7 @@ func (a *Agent) halt(ctx context.Context, in *instance, timeout time.Duration) e
 	if err := a.end(ctx, in, timeout); err != nil {
 		return err
 	}
+	in.dropNet()
 	ctx, unlock := in.lockNet(ctx)
 	defer unlock()
 	return a.unplugAll(ctx, in.uuid, in.view().NetworkInfo)
@@ -94,8 +95,10 @@ func (a *Agent) halt(ctx context.Context, in *instance, timeout time.Duration) e
 // rest ends the container and keeps its ports wired until it runs again: Neutron's agents take a second or more to
 // wire a port anew, and some of them trip over one that goes and comes between two looks.
 func (a *Agent) rest(ctx context.Context, in *instance, timeout time.Duration) error {
-	var ns *os.File
-	if st, err := a.runtime.Status(ctx, in.uuid); err == nil && st.NetNS != "" {
+	ns := in.takeNet()
+	if ns != nil {
+		defer ns.Close()
+	} else if st, err := a.runtime.Status(ctx, in.uuid); err == nil && st.NetNS != "" {
 		// Held open, the namespace outlives the container's end.
 		if ns, err = os.Open(st.NetNS); err == nil {
 			defer ns.Close()

@@ -26,7 +26,12 @@ func (in *instance) ended(pid int, ws unix.WaitStatus) {
 	in.mu.Lock()
 	again := ws.Signaled() && ws.Signal() == unix.SIGHUP && in.state == wire.StateRunning && !in.stopping && in.pid == pid
 	in.pidfd.Close()
-	in.ctl.Close()
+	if in.handing == in.ctl {
+		// What init said before it went is still to be read; then the socket says that it is gone.
+		in.orphan = in.ctl
+	} else {
+		in.ctl.Close()
+	}
 	if in.devpts != nil {
 		in.devpts.Close()
 		in.devpts = nil

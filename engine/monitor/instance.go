@@ -41,6 +41,8 @@ type instance struct {
 	pid      int
 	pidfd    *os.File
 	ctl      *wire.Conn
+	handing  *wire.Conn // the ctl that handOver reads from, nil when it does not run
+	orphan   *wire.Conn // a ctl whose init is gone, which handOver is to close
 	userns   int
 	netns    int
 	devpts   *os.File
@@ -355,7 +357,17 @@ func (in *instance) handOver(m *wire.Start) error {
 	defer func() { wire.CloseAll(roots) }()
 	in.mu.Lock()
 	mounted, ctl := in.mounted, in.ctl
+	in.handing = ctl
 	in.mu.Unlock()
+	defer func() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		in.handing = nil
+		if in.orphan == ctl {
+			in.orphan = nil
+			ctl.Close()
+		}
+	}()
 	for _, p := range mounted {
 		fd, err := mnt.Clone(unix.AT_FDCWD, p)
 		if err != nil {

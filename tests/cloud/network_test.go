@@ -76,6 +76,17 @@ func TestNetwork(t *testing.T) {
 			t.Errorf("/etc/hosts lacks the own name: %s", out)
 		}
 	})
+	t.Run("name look-up", func(t *testing.T) {
+		// Neutron's DHCP server knows each port by this name.
+		name := "host-" + strings.ReplaceAll(ip, ".", "-") + ".openstacklocal"
+		eventually(t, long, "the resolver knows "+name, func() error {
+			out, err := novalet("exec", s.ID, "/bin/nslookup", name)
+			if err == nil && strings.Count(out, ip) == 0 {
+				err = fmt.Errorf("answer %q", out)
+			}
+			return err
+		})
+	})
 	t.Run("metadata", func(t *testing.T) {
 		eventually(t, long, "metadata service", func() error {
 			out, err := novalet("exec", s.ID, "/bin/wget", "-q", "-O", "-", "http://169.254.169.254/openstack/latest/meta_data.json")

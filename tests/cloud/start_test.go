@@ -169,3 +169,36 @@ func TestNoConductor(t *testing.T) {
 		t.Errorf("said %d times that the conductor is away", n)
 	}
 }
+
+// TestNotRoot: a user without rights is told so in one line.
+func TestNotRoot(t *testing.T) {
+	state(t)
+	bin := os.Getenv("NOVALET_BIN")
+	if bin == "" {
+		bin = filepath.Join("..", "..", "bin", "novalet")
+	}
+	program, err := os.ReadFile(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Where the caller's folders are closed to others, they must not be the reason.
+	dir, err := os.MkdirTemp("", "novalet-not-root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(dir, "novalet")
+	if err := os.WriteFile(copied, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(copied, "demo")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 6 || !strings.Contains(string(out), "must run as root") || strings.Count(string(out), "\n") != 1 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
