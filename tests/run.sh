@@ -114,13 +114,31 @@ step_cloud() {
     devstack/install.sh || return 1
     # A cloud that somebody left is not the one to test.
     [ ! -e "$STATE/.novalet-cloud" ] || devstack/down.sh --wipe || return 1
+    traces >"$out/trace-before.txt"
     cloud_up=1
     devstack/up.sh
+}
+# What a cloud leaves on the host, and the processes that belong to one; others come and go by themselves.
+traces() {
+    devstack/trace.sh | grep -vE '^process: ' || true
+    devstack/trace.sh | grep -E '^process: .*(nova|neutron|keystone|glance|heat|placement|mariadbd|beam|epmd|memcached|uwsgi|dnsmasq|haproxy|privsep)' || true
 }
 step_cloud_tests() {
     NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest cloud.log -count=1 -timeout "${CLOUD_TIMEOUT:-40m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
 }
-step_cloud_down() { devstack/down.sh --wipe; }
+step_cloud_down() {
+    devstack/down.sh --wipe || return 1
+    # The kernel frees links and namespaces in its own time.
+    for _ in $(seq 30); do
+        traces >"$out/trace-after.txt"
+        cmp -s "$out/trace-before.txt" "$out/trace-after.txt" && { echo "   the host is as it was before"; passed=$((passed + 1)); return 0; }
+        sleep 1
+    done
+    echo "   left behind (>) or gone (<):"
+    diff "$out/trace-before.txt" "$out/trace-after.txt"
+    failed=$((failed + 1))
+    return 1
+}
 
 # step NAME BUDGET-MINUTES
 step() {
@@ -162,6 +180,7 @@ for s in "$@"; do
         root) step build 2 && step root 12 ;;
         cloud) step cloud 8 ;;
         cloud-tests) step cloud-tests 17 ;;
+        cloud-down) step cloud-down 2 ;;
         packages|packages-demo) "step_${s//-/_}" || exit 1; exit 0 ;;
         *) echo "run.sh: no step $s" >&2; exit 2 ;;
     esac
