@@ -190,6 +190,7 @@ func ec2Data(in *Input) map[string]any {
 	}
 	host := Hostname(inst, in.DHCPDomain)
 	m := map[string]any{
+		// "FIXME" is the very value that Nova serves here (nova/api/metadata/base.py); nothing of ours is unfinished.
 		"ami-launch-index": inst.LaunchIndex, "ami-manifest-path": "FIXME", "hostname": host, "instance-action": "none",
 		"instance-id": fmt.Sprintf("i-%08x", inst.ID), "instance-type": inst.Flavor.Name, "local-hostname": host,
 		"local-ipv4": fixed, "public-hostname": host, "public-ipv4": floating,
