@@ -57,8 +57,20 @@ gotest() {
         echo "   failed; from $log:"
         grep -nE '^ *--- FAIL|^FAIL|panic:|DATA RACE|_test.go:[0-9]+:' "$log" | head -n 60
         grep -nE '^(#|.*\.go:[0-9]+:[0-9]+:)' "$log" | head -n 10
+        blame "$log"
     fi
     return $rc
+}
+
+# blame LOG: keep what failed, each with the first thing it said, for the last lines of the whole run.
+culprits=()
+blame() {
+    local line
+    while IFS= read -r line; do culprits+=("$line"); done < <(awk -v log_="${1##*/}" '
+        /^ *=== (RUN|CONT|NAME)/ { cur = $3; next }
+        /_test\.go:[0-9]+:/ { why = substr($0, 1, 240); sub(/^ +/, "", why); last[cur] = why }
+        /^ *--- FAIL/ && last[$3] != "" { print log_ ": " $3 ": " last[$3] }
+        /^panic: / { print log_ ": " substr($0, 1, 240) }' "$1" | head -n 12)
 }
 
 step_packages() { packages "${LINT_PKGS[@]}" "${ROOT_PKGS[@]}" "${CLOUD_PKGS[@]}" && devstack/install.sh; }
@@ -186,6 +198,7 @@ for s in "$@"; do
     esac
 done
 if [ ${#bad[@]} -gt 0 ]; then
+    [ ${#culprits[@]} = 0 ] || printf '%s\n' "${culprits[@]}"
     echo "failed steps: ${bad[*]}"
     [ "$failed" -gt 0 ] || failed=1
 fi
