@@ -65,6 +65,12 @@ func runAgent(ctx context.Context, fs *pflag.FlagSet) error {
 	if err != nil {
 		return err
 	}
+	if bus := s.driver.Notify.Bus; bus != nil && s.driver.Notify.Enabled() {
+		if s.driver.NotifyTransport, err = oslomsg.Dial(withLogger(*bus, log)); err != nil {
+			return &exitError{exitConfig, fmt.Errorf("option [oslo_messaging_notifications] transport_url: %w", err)}
+		}
+		defer s.driver.NotifyTransport.Close()
+	}
 	h, err := openHost(s, svc, transport, log)
 	if err != nil {
 		return err
@@ -186,6 +192,9 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 	if os.Geteuid() != 0 {
 		return nil, &exitError{exitUnsupported, errors.New("must run as root: it makes namespaces, mounts and network links (try sudo)")}
 	}
+	if err := lacking(examine()); err != nil {
+		return nil, err
+	}
 	h := &host{log: log, transport: transport}
 	defer func() {
 		if err != nil {
@@ -195,12 +204,10 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 	if h.lock, err = lockState(s.stateDir); err != nil {
 		return nil, err
 	}
-	if h.engine, err = engine.Open(engine.Options{StateDir: s.stateDir, RunDir: s.runDir, ShimPath: s.shimPath,
-		CgroupRoot: s.cgroupRoot, UIDBase: uint32(s.idBase), UIDMax: imageIDs - 1, MaxInstances: s.maxInstances, Logger: log}); err != nil {
+	if h.engine, err = engine.Open(s.engine(log)); err != nil {
 		return nil, fmt.Errorf("open the engine: %w", err)
 	}
-	if h.images, err = glancebridge.Open(glancebridge.Options{Dir: filepath.Join(s.stateDir, "images"), Glance: svc.glance, Logger: log,
-		IDBase: imageIDs, KeepUnused: s.imageKeepUnused, MinAge: s.imageMinAge}); err != nil {
+	if h.images, err = glancebridge.Open(s.images(svc.glance, log)); err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)
 	}
 	if h.plugger, err = network.New(network.Options{OVSDB: s.ovsdb, Owner: owner(s.stateDir), Logger: log}); err != nil {
@@ -218,7 +225,7 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 	}
 	if h.agent, err = agent.Open(agent.Options{Host: s.host, StateDir: filepath.Join(s.stateDir, "records"), InstancesDir: s.stateDir,
 		Config: s.agent, Logger: log, Conductor: h.driver.Conductor(), Placement: freePlacement, Images: h.images, Network: svc.network,
-		Plugger: h.plugger, Runtime: h.engine}); err != nil {
+		Plugger: h.plugger, Runtime: h.engine, Notifier: h.driver.Notifier()}); err != nil {
 		return nil, fmt.Errorf("open the agent: %w", err)
 	}
 	h.driver.SetCompute(h.agent)
@@ -231,6 +238,18 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 		return nil, err
 	}
 	return h, nil
+}
+
+// engine are the engine's options of these settings.
+func (s *settings) engine(log *slog.Logger) engine.Options {
+	return engine.Options{StateDir: s.stateDir, RunDir: s.runDir, ShimPath: s.shimPath, CgroupRoot: s.cgroupRoot, UIDBase: uint32(s.idBase),
+		UIDMax: imageIDs - 1, MaxInstances: s.maxInstances, Logger: log}
+}
+
+// images are the image store's options of these settings.
+func (s *settings) images(from glancebridge.Glance, log *slog.Logger) glancebridge.Options {
+	return glancebridge.Options{Dir: filepath.Join(s.stateDir, "images"), Glance: from, Logger: log, IDBase: imageIDs, KeepUnused: s.imageKeepUnused,
+		MinAge: s.imageMinAge}
 }
 
 // noPlacement is for the embedded controller, which has none.

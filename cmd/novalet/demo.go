@@ -16,8 +16,10 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/agent"
+	"github.com/novalet/novalet/engine"
 	"github.com/novalet/novalet/glancebridge"
 	"github.com/novalet/novalet/internal/minicloud"
+	"github.com/novalet/novalet/network"
 	"github.com/novalet/novalet/network/natbridge"
 	"github.com/novalet/novalet/novadriver"
 	"github.com/novalet/novalet/novadriver/oslomsg/membus"
@@ -118,13 +120,20 @@ func (d *demo) open(ctx context.Context, log *slog.Logger) (stop func() error, e
 		}
 		return errors.Join(errs...)
 	}
-	if err := os.MkdirAll(d.dir, 0o711); err != nil {
-		return stop, fmt.Errorf("make the state folder: %w", err)
-	}
-	undo = append(undo, func() error { return os.RemoveAll(d.dir) })
 	s := &settings{host: "demo", stateDir: d.dir, statePath: d.dir, runDir: filepath.Join(d.dir, "run"), socket: filepath.Join(d.dir, "novalet.sock"),
 		// Ids that no agent with the usual options gives out.
 		idBase: 1 << 29, cgroupRoot: cgroupRootFor(d.dir), agent: agent.DefaultConfig(), imageMinAge: 24 * time.Hour}
+	if exists(d.dir) {
+		d.say("removing what an earlier demo left in %s", d.dir)
+		if err := wipe(ctx, s, log); err != nil {
+			return stop, fmt.Errorf("remove what an earlier demo left in %s: %w", d.dir, err)
+		}
+	}
+	if err := os.MkdirAll(d.dir, 0o711); err != nil {
+		return stop, fmt.Errorf("make the state folder: %w", err)
+	}
+	// Also after an error or Ctrl-C in the middle, when instances are still there.
+	undo = append(undo, func() error { return wipe(context.WithoutCancel(ctx), s, log) })
 	s.driver = novadriver.Options{Host: "demo", MyIP: "127.0.0.1", StateDir: d.dir, HypervisorVersion: hypervisorVersion(version)}
 	bus := membus.New()
 	if d.cloud, err = minicloud.New(minicloud.Options{Bus: bus, Host: "demo", Logger: log}); err != nil {
@@ -134,7 +143,7 @@ func (d *demo) open(ctx context.Context, log *slog.Logger) (stop func() error, e
 	if d.bridge, err = natbridge.New(natbridge.Options{StateDir: d.dir, Logger: log}); err != nil {
 		return stop, err
 	}
-	undo = append(undo, d.bridge.Remove)
+	undo = append(undo, d.bridge.Close)
 	conn := bus.Connect()
 	undo = append(undo, conn.Close)
 	svc := &services{network: d.bridge, glance: glancebridge.NewFileGlance(d.images), requests: requestCounter()}
@@ -162,6 +171,50 @@ func (d *demo) open(ctx context.Context, log *slog.Logger) (stop func() error, e
 	}
 	d.say("agent started, network %s", d.bridge.Subnet())
 	return stop, nil
+}
+
+// wipe removes all that an agent with these settings left on the host, running instances included, and its state. It
+// fails when one is running.
+func wipe(ctx context.Context, s *settings, log *slog.Logger) (err error) {
+	lock, err := lockState(s.stateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	e, err := engine.Open(s.engine(log))
+	if err != nil {
+		return fmt.Errorf("open the engine: %w", err)
+	}
+	list, err := e.List(ctx)
+	for _, c := range list {
+		err = errors.Join(err, e.Destroy(ctx, c.ID, novalet.DestroyOptions{}))
+	}
+	if err = errors.Join(err, e.Close()); err != nil {
+		return err
+	}
+	images, err := glancebridge.Open(s.images(glancebridge.NewFileGlance(""), log))
+	if err != nil {
+		return fmt.Errorf("open the image store: %w", err)
+	}
+	if err := images.Close(); err != nil {
+		return err
+	}
+	p, err := network.New(network.Options{Owner: owner(s.stateDir), Logger: log})
+	if err != nil {
+		return fmt.Errorf("open the network: %w", err)
+	}
+	_, err = p.Sweep(ctx, nil)
+	if err = errors.Join(err, p.Close()); err != nil {
+		return err
+	}
+	b, err := natbridge.New(natbridge.Options{StateDir: s.stateDir, Logger: log})
+	if err != nil {
+		return err
+	}
+	if err := b.Remove(); err != nil {
+		return err
+	}
+	return os.RemoveAll(s.stateDir)
 }
 
 // show boots the instances and prints what they do.

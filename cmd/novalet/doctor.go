@@ -24,30 +24,40 @@ func doctorCommand() *command {
 		long: "Each line is a feature of the kernel, whether it is there, and what its lack costs. Exit code 6 when something is\n" +
 			"missing that no instance boots without.",
 		run: func(context.Context, *pflag.FlagSet) error {
-			var missing []string
-			for _, f := range examine() {
+			found := examine()
+			for _, f := range found {
 				mark := "ok     "
 				switch {
 				case !f.ok && f.need:
 					mark = "MISSING"
-					missing = append(missing, f.what)
 				case !f.ok:
 					mark = "absent "
 				}
 				fmt.Printf("%s  %-28s %s\n", mark, f.what, f.note)
 			}
-			if len(missing) > 0 {
-				return &exitError{exitUnsupported, fmt.Errorf("no instance can boot here: %s", strings.Join(missing, ", "))}
-			}
-			return nil
+			return lacking(found)
 		}}
+}
+
+// lacking names what is missing that no instance boots without; nil when nothing is.
+func lacking(found []finding) error {
+	var missing []string
+	for _, f := range found {
+		if !f.ok && f.need {
+			missing = append(missing, f.what)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return &exitError{exitUnsupported, fmt.Errorf("no instance can boot here: this host lacks %s (novalet doctor says more)", strings.Join(missing, ", "))}
 }
 
 // examine looks and changes nothing.
 func examine() []finding {
 	var out []finding
 	add := func(what string, need, ok bool, note string) { out = append(out, finding{what, ok, need, note}) }
-	add("root", true, os.Geteuid() == 0, "the agent makes namespaces, mounts and links")
+	add("root rights", true, os.Geteuid() == 0, "the agent makes namespaces, mounts and links")
 	for _, ns := range []struct{ file, name string }{{"user", "user namespaces"}, {"pid", "pid namespaces"}, {"net", "network namespaces"},
 		{"cgroup", "cgroup namespaces"}, {"time", "time namespaces"}} {
 		_, err := os.Stat("/proc/self/ns/" + ns.file)
@@ -55,7 +65,14 @@ func examine() []finding {
 		if ns.file == "time" {
 			note = "without: uptime inside an instance is the host's"
 		}
-		add(ns.name, ns.file != "time", err == nil, note)
+		ok := err == nil
+		if ns.file == "user" {
+			// Hardened hosts often have the feature and allow none.
+			if limit, err := os.ReadFile("/proc/sys/user/max_user_namespaces"); err == nil && strings.TrimSpace(string(limit)) == "0" {
+				ok, note = false, "the setting user.max_user_namespaces is 0: sysctl -w user.max_user_namespaces=100000"
+			}
+		}
+		add(ns.name, ns.file != "time", ok, note)
 	}
 	fs, _ := os.ReadFile("/proc/filesystems")
 	has := func(name string) bool {
@@ -93,9 +110,14 @@ func isCgroup2(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
-// idmapped asks the kernel for mount_setattr with a descriptor that cannot work: a kernel that knows the flag says so
-// differently from one that does not.
+// idmapped asks the kernel to map by this process's own user namespace, with a descriptor that cannot work. A kernel that
+// does not know the flag answers EINVAL; one that does refuses the namespace of the host (EPERM) or the descriptor (EBADF).
 func idmapped() bool {
-	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: 0})
-	return err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL)
+	ns, err := os.Open("/proc/self/ns/user")
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	err = unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())})
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBADF)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -13,7 +14,13 @@ import (
 	"github.com/novalet/novalet/glancebridge"
 )
 
+// asProgram in the environment makes the test binary the program.
+const asProgram = "NOVALET_TEST_PROGRAM"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
 	if len(os.Args) > 1 && os.Args[1] == glancebridge.HelperCommand {
 		os.Exit(glancebridge.HelperMain(os.Args[2:]))
 	}

@@ -1,0 +1,225 @@
+// Package demo_test runs `make demo` as a newcomer does and looks at what it says and what it leaves.
+package demo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/novalet/novalet/internal/hosttest"
+)
+
+const (
+	root  = "../.."
+	state = "/var/lib/novalet-demo"
+	// long is how long anything may take on a slow machine that makes the images first.
+	long = 12 * time.Minute
+)
+
+// trace is what an agent could leave on the host, one fact a line.
+func trace(t *testing.T) []string {
+	t.Helper()
+	out, err := exec.Command(root + "/devstack/trace.sh").Output()
+	if err != nil {
+		t.Fatalf("devstack/trace.sh: %v", err)
+	}
+	return slices.DeleteFunc(strings.Split(string(out), "\n"), func(l string) bool {
+		// Others' processes and ports come and go; ours have names.
+		return strings.HasPrefix(l, "port: ") || strings.HasPrefix(l, "process: ") && !strings.Contains(l, "novalet")
+	})
+}
+
+// sameHost checks, at the end, that the host is as it was. The kernel frees links and namespaces in its own time.
+func sameHost(t *testing.T) {
+	t.Helper()
+	before := trace(t)
+	t.Cleanup(func() {
+		var left, gone []string
+		for range 60 {
+			after := trace(t)
+			left = slices.DeleteFunc(slices.Clone(after), func(l string) bool { return slices.Contains(before, l) })
+			gone = slices.DeleteFunc(slices.Clone(before), func(l string) bool { return slices.Contains(after, l) })
+			if len(left)+len(gone) == 0 {
+				break
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		if len(left)+len(gone) > 0 {
+			t.Errorf("the demo left %q, and these are gone: %q", left[:min(len(left), 10)], gone[:min(len(gone), 10)])
+		}
+		if _, err := os.Stat(state); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", state, err)
+		}
+	})
+}
+
+// running is a demo that was started.
+type running struct {
+	cmd  *exec.Cmd
+	done chan error
+
+	mu  sync.Mutex
+	out bytes.Buffer
+}
+
+func (r *running) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.Write(p)
+}
+
+func (r *running) text() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.String()
+}
+
+// start runs a command in a process group of its own.
+func start(t *testing.T, name string, args ...string) *running {
+	t.Helper()
+	r := &running{cmd: exec.Command(name, args...), done: make(chan error, 1)}
+	r.cmd.Dir = root
+	r.cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=")
+	r.cmd.Stdout, r.cmd.Stderr = r, r
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { r.done <- r.cmd.Wait() }()
+	t.Cleanup(func() {
+		if r.cmd.ProcessState == nil {
+			_ = syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL)
+		}
+	})
+	return r
+}
+
+// wait waits for the end.
+func (r *running) wait(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-r.done:
+		return err
+	case <-time.After(long):
+		_ = syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL)
+		<-r.done
+		t.Fatalf("not done after %v:\n%s", long, r.text())
+		return nil
+	}
+}
+
+// says waits for a text.
+func (r *running) says(t *testing.T, want string) {
+	t.Helper()
+	for deadline := time.Now().Add(long); !strings.Contains(r.text(), want); time.Sleep(50 * time.Millisecond) {
+		select {
+		case err := <-r.done:
+			t.Fatalf("ended (%v) before it said %q:\n%s", err, want, r.text())
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("does not say %q:\n%s", want, r.text())
+		}
+	}
+}
+
+// TestDemo: `make demo` boots both instances, pings one from the other, shows state, addresses, console logs and where
+// the time went, and leaves nothing.
+func TestDemo(t *testing.T) {
+	hosttest.RequireRoot(t)
+	sameHost(t)
+	r := start(t, "make", "demo")
+	if err := r.wait(t); err != nil {
+		t.Fatalf("make demo: %v\n%s", err, r.text())
+	}
+	for _, want := range []string{
+		`web is ACTIVE, \d+\.\d+\.\d+\.\d+`,
+		`machine is ACTIVE, \d+\.\d+\.\d+\.\d+`,
+		`(?s)web is ACTIVE[^\n]*\n[^\n]*\d+ ms from the request: .*machine is ACTIVE[^\n]*\n[^\n]*\d+ ms from the request: `,
+		`machine\$ ping .*\d`,
+		`3 packets transmitted, 3 (packets )?received`,
+		`Hello from an application instance\.`,
+		`(?s)console log of web:.*serves port 80`,
+		`(?s)console log of machine:.*login:`,
+		`both deleted, nothing left`,
+	} {
+		if !regexp.MustCompile(want).MatchString(r.text()) {
+			t.Errorf("it does not say %s:\n%s", want, r.text())
+		}
+	}
+}
+
+// hint is a line that KEEP=1 prints to go on with.
+var hint = regexp.MustCompile(`(?m)^ +(bin/novalet .*)$`)
+
+// TestDemoKept: KEEP=1 leaves both running, the commands it names work, and Ctrl-C removes all.
+func TestDemoKept(t *testing.T) {
+	hosttest.RequireRoot(t)
+	sameHost(t)
+	r := start(t, "make", "demo", "KEEP=1")
+	r.says(t, "Ctrl-C ends it")
+	want := map[string]string{"ps": "machine", "logs": "serves port 80", "exec": "", "console": "", "images": "web", "health": "novalet_"}
+	for _, m := range hint.FindAllStringSubmatch(r.text(), -1) {
+		args := strings.Fields(m[1])
+		verb := args[1]
+		if _, known := want[verb]; !known {
+			t.Errorf("no check for the hint %q", m[1])
+			continue
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		switch verb {
+		case "logs": // follows until it is ended
+			args = slices.DeleteFunc(args, func(a string) bool { return a == "-f" })
+		case "exec": // a shell needs a terminal: the same with a command
+			args = append(slices.DeleteFunc(args[:len(args)-1], func(a string) bool { return a == "-t" }), "/bin/echo", "inside")
+			want[verb] = "inside"
+		case "console": // the login prompt is on the console; its end of input ends it
+			args = []string{args[0], "logs", args[2], args[3], args[4]}
+			want[verb] = "login:"
+		}
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.Dir = root
+		out, err := cmd.CombinedOutput()
+		cancel()
+		if err != nil || !strings.Contains(string(out), want[verb]) {
+			t.Errorf("%s: %v, %q; want %q in it", strings.Join(args, " "), err, out, want[verb])
+		}
+		delete(want, verb)
+	}
+	if len(want) > 0 {
+		t.Errorf("no hint for %v:\n%s", want, r.text())
+	}
+	// A terminal sends the signal to the whole group.
+	if err := syscall.Kill(-r.cmd.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = r.wait(t)
+	if !strings.Contains(r.text(), "both deleted, nothing left") {
+		t.Errorf("after Ctrl-C:\n%s", r.text())
+	}
+}
+
+// TestDemoKilled: what a killed demo left is removed by the next one.
+func TestDemoKilled(t *testing.T) {
+	hosttest.RequireRoot(t)
+	sameHost(t)
+	r := start(t, "make", "demo", "KEEP=1")
+	r.says(t, "Ctrl-C ends it")
+	if err := syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-r.done
+	again := start(t, "make", "demo")
+	if err := again.wait(t); err != nil || !strings.Contains(again.text(), "both deleted, nothing left") {
+		t.Errorf("the next demo: %v\n%s", err, again.text())
+	}
+}
