@@ -120,6 +120,13 @@ type ImageStore interface {
 	// Snapshot uploads the instance's root as a self-contained image and returns when Glance has verified it. On
 	// error Glance is left with no image that looks whole.
 	Snapshot(ctx context.Context, r *SnapshotRequest) error
+	// DeleteImage removes an image from Glance, such as that of a server that is no longer shelved. ErrNotFound when
+	// there is none.
+	DeleteImage(ctx context.Context, rc RequestContext, imageID string) error
+	// RotateBackups keeps the newest of an instance's images of one backup type in Glance and deletes the older ones, as
+	// Nova's compute manager does after a backup (_rotate_backups). It goes on after an image that cannot be deleted,
+	// such as a protected one, and then returns an error. With keep 0 all go.
+	RotateBackups(ctx context.Context, rc RequestContext, instanceUUID, backupType string, keep int64) error
 	// Cache fetches an image without leasing it: "cached", "existing", "unsupported" or "error".
 	Cache(ctx context.Context, rc RequestContext, imageID string) (string, error)
 	// List shows what the store holds and what it is fetching.

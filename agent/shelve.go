@@ -10,11 +10,6 @@ import (
 	"github.com/novalet/novalet"
 )
 
-// imageDeleter is what an ImageStore that can delete images in Glance has beside the contract.
-type imageDeleter interface {
-	DeleteImage(ctx context.Context, rc novalet.RequestContext, imageID string) error
-}
-
 // shelvedKeys are what shelving leaves in system_metadata.
 var shelvedKeys = []string{"shelved_at", "shelved_image_id", "shelved_host"}
 
@@ -205,12 +200,7 @@ func (a *Agent) deleteImage(ctx context.Context, in *instance, rc novalet.Reques
 	if imageID == "" {
 		return
 	}
-	d, ok := a.images.(imageDeleter)
-	if !ok {
-		in.log.Warn("snapshot stays: the image store cannot delete images", "image", imageID)
-		return
-	}
-	if err := d.DeleteImage(ctx, rc, imageID); err != nil && !errors.Is(err, novalet.ErrNotFound) {
+	if err := a.images.DeleteImage(ctx, rc, imageID); err != nil && !errors.Is(err, novalet.ErrNotFound) {
 		in.log.Warn("snapshot stays", "image", imageID, "err", err)
 	}
 }

@@ -8,12 +8,6 @@ import (
 	"github.com/novalet/novalet"
 )
 
-// backupRotator is what an ImageStore that can delete old backups has beside the contract: it keeps the newest of
-// the instance's images of that backup type.
-type backupRotator interface {
-	RotateBackups(ctx context.Context, rc novalet.RequestContext, instanceUUID, backupType string, keep int64) error
-}
-
 // snapshotStates are those that a snapshot leads through, by the method that asked for it.
 type snapshotStates struct {
 	before               novalet.TaskState
@@ -36,12 +30,8 @@ func (a *Agent) backupInstance(ctx context.Context, in *instance, op *novalet.Op
 	if err != nil {
 		return err
 	}
-	if r, ok := a.images.(backupRotator); ok {
-		if err := r.RotateBackups(ctx, op.Context, in.uuid, op.Args.BackupType, op.Args.Rotation); err != nil {
-			in.log.Warn("old backups stay", "err", err)
-		}
-	} else {
-		in.log.Warn("old backups stay: the image store cannot delete images")
+	if err := a.images.RotateBackups(ctx, op.Context, in.uuid, op.Args.BackupType, op.Args.Rotation); err != nil {
+		in.log.Warn("old backups stay", "err", err)
 	}
 	return a.snapshotDone(ctx, in, op)
 }

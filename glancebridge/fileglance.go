@@ -12,8 +12,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/internal/statefile"
@@ -57,6 +59,9 @@ func (g *FileGlance) Create(r ImageRecord) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r.Status = "queued"
+	if r.CreatedAt.IsZero() {
+		r.CreatedAt = time.Now().UTC()
+	}
 	return g.write(&fileRecord{ImageRecord: r, path: filepath.Join(g.dir, r.ID+".json"), File: r.ID})
 }
 
@@ -120,6 +125,12 @@ func (g *FileGlance) Get(_ context.Context, _ novalet.RequestContext, id string)
 		return nil, err
 	}
 	return &r.ImageRecord, nil
+}
+
+// Find implements Glance.
+func (g *FileGlance) Find(_ context.Context, _ novalet.RequestContext, owner string, properties map[string]string) ([]ImageRecord, error) {
+	list, err := g.List()
+	return slices.DeleteFunc(list, func(r ImageRecord) bool { return !r.matches(owner, properties) }), err
 }
 
 // Download implements Glance.

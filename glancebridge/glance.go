@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/novalet/novalet"
 )
@@ -16,6 +17,8 @@ type ImageRecord struct {
 	Checksum  string `json:"checksum,omitempty"`
 	HashAlgo  string `json:"os_hash_algo,omitempty"`
 	HashValue string `json:"os_hash_value,omitempty"`
+	// CreatedAt is when the record was made, zero when that is not known.
+	CreatedAt time.Time `json:"created_at,omitzero"`
 	// Stores names where Glance keeps the data, "" when it does not say.
 	Stores string `json:"stores,omitempty"`
 }
@@ -26,6 +29,8 @@ type ImageRecord struct {
 type Glance interface {
 	// Get reads the record.
 	Get(ctx context.Context, rc novalet.RequestContext, id string) (*ImageRecord, error)
+	// Find reads the records of all images of one project that have the properties. The order is not defined.
+	Find(ctx context.Context, rc novalet.RequestContext, owner string, properties map[string]string) ([]ImageRecord, error)
 	// Download opens the data at an offset in bytes. start is where the data really begins: 0 when the service
 	// cannot begin elsewhere.
 	Download(ctx context.Context, rc novalet.RequestContext, id string, off int64) (body io.ReadCloser, start int64, err error)

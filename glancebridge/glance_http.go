@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
 
@@ -167,6 +168,10 @@ func recordOf(raw map[string]any) *ImageRecord {
 		Size: number("size"), DiskFormat: text("disk_format"), ContainerFormat: text("container_format"),
 		MinDiskGB: number("min_disk"), MinRAMMB: number("min_ram"), Owner: text("owner"), Properties: map[string]string{}},
 		Checksum: text("checksum"), HashAlgo: text("os_hash_algo"), HashValue: text("os_hash_value"), Stores: text("stores")}
+	// Glance writes 2026-11-28T04:27:42Z.
+	if at, err := time.Parse(time.RFC3339, text("created_at")); err == nil {
+		r.CreatedAt = at
+	}
 	for k, v := range raw {
 		if s, ok := v.(string); ok && !baseFields[k] {
 			r.Properties[k] = s

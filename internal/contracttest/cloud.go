@@ -2,6 +2,7 @@ package contracttest
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/novalet/novalet"
@@ -13,6 +14,10 @@ type ImageFixture struct {
 	ImageID string // can be booted, and is larger than a byte
 	// Unknown names an image that does not exist.
 	Unknown string
+	// Backup makes a backup of an instance in the Glance, newer than those made before, and returns its image's id.
+	Backup func(instanceUUID, backupType string) string
+	// Exists reports whether the Glance has an image.
+	Exists func(imageID string) bool
 }
 
 // ImageStore runs the suite of novalet.ImageStore.
@@ -56,6 +61,37 @@ func ImageStore(t *testing.T, fixture func(t *testing.T) *ImageFixture) {
 		r.MaxBytes = 1
 		_, err := f.Store.Prepare(ctx, r)
 		aborts(t, "prepare", err)
+	})
+	t.Run("rotate backups", func(t *testing.T) {
+		f, ctx := fixture(t), testContext(t)
+		const other = "0f0c2d8a-0000-4000-8000-00000000bbbb"
+		var daily []string
+		for range 5 {
+			daily = append(daily, f.Backup(instance, "daily"))
+		}
+		left := []string{f.Backup(instance, "weekly"), f.Backup(other, "daily"), f.ImageID}
+		rotate := func(keep int64, want []string) {
+			t.Helper()
+			twice(t, "rotate backups", func() error {
+				return f.Store.RotateBackups(ctx, novalet.RequestContext{}, instance, "daily", keep)
+			})
+			for _, id := range append(slices.Clone(daily), left...) {
+				if wanted := slices.Contains(want, id) || slices.Contains(left, id); f.Exists(id) != wanted {
+					t.Errorf("keeping %d of %v: image %s exists: %v", keep, daily, id, !wanted)
+				}
+			}
+		}
+		rotate(9, daily)
+		rotate(2, daily[3:])
+		rotate(0, nil)
+	})
+	t.Run("delete an image", func(t *testing.T) {
+		f, ctx := fixture(t), testContext(t)
+		id := f.Backup(instance, "daily")
+		if err := f.Store.DeleteImage(ctx, novalet.RequestContext{}, id); err != nil || f.Exists(id) {
+			t.Errorf("delete image: %v, exists: %v", err, f.Exists(id))
+		}
+		is(t, "delete image again", f.Store.DeleteImage(ctx, novalet.RequestContext{}, id), novalet.ErrNotFound)
 	})
 	t.Run("list and collect", func(t *testing.T) {
 		f, ctx := fixture(t), testContext(t)

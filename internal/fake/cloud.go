@@ -53,12 +53,30 @@ type imageState struct {
 	imu     sync.Mutex
 	images  map[string]*novalet.Image
 	leases  map[string]bool
-	uploads map[string]string // image id → instance
-	gone    []string          // images deleted in Glance
+	uploads map[string]string      // image id → instance
+	backups map[[2]string][]string // instance and backup_type → image ids, oldest first
+	gone    []string               // images deleted in Glance
 }
 
 func newImageState() *imageState {
-	return &imageState{images: map[string]*novalet.Image{}, leases: map[string]bool{}, uploads: map[string]string{}}
+	return &imageState{images: map[string]*novalet.Image{}, leases: map[string]bool{}, uploads: map[string]string{},
+		backups: map[[2]string][]string{}}
+}
+
+// AddBackup puts a backup of an instance into the fake Glance, newer than those before it, as nova-api does.
+func (s *imageState) AddBackup(imageID, uuid, backupType string) {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	s.images[imageID] = &novalet.Image{ID: imageID}
+	kind := [2]string{uuid, backupType}
+	s.backups[kind] = append(s.backups[kind], imageID)
+}
+
+// HasImage reports whether the fake Glance has an image.
+func (s *imageState) HasImage(imageID string) bool {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	return s.images[imageID] != nil
 }
 
 // AddImage puts an image into the fake Glance.
@@ -157,24 +175,38 @@ func (s *Images) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) error
 	return s.f.leave(ctx, "ImageStore.Snapshot")
 }
 
-// DeleteImage deletes an image in Glance. Nil when it is gone.
+// DeleteImage implements novalet.ImageStore.
 func (s *Images) DeleteImage(ctx context.Context, _ novalet.RequestContext, imageID string) error {
 	if err := s.f.enter(ctx, "ImageStore.DeleteImage"); err != nil {
 		return err
 	}
 	s.imu.Lock()
+	_, uploaded := s.uploads[imageID]
+	known := uploaded || s.images[imageID] != nil
 	s.gone = append(s.gone, imageID)
 	delete(s.images, imageID)
 	delete(s.uploads, imageID)
 	s.imu.Unlock()
+	if !known {
+		return fmt.Errorf("image %s: %w", imageID, novalet.ErrNotFound)
+	}
 	return s.f.leave(ctx, "ImageStore.DeleteImage")
 }
 
-// RotateBackups counts as a call and does nothing.
-func (s *Images) RotateBackups(ctx context.Context, _ novalet.RequestContext, _, _ string, _ int64) error {
+// RotateBackups implements novalet.ImageStore.
+func (s *Images) RotateBackups(ctx context.Context, _ novalet.RequestContext, uuid, backupType string, keep int64) error {
 	if err := s.f.enter(ctx, "ImageStore.RotateBackups"); err != nil {
 		return err
 	}
+	s.imu.Lock()
+	kind := [2]string{uuid, backupType}
+	for list := s.backups[kind]; int64(len(list)) > keep; list = s.backups[kind] {
+		s.gone = append(s.gone, list[0])
+		delete(s.images, list[0])
+		delete(s.uploads, list[0])
+		s.backups[kind] = list[1:]
+	}
+	s.imu.Unlock()
 	return s.f.leave(ctx, "ImageStore.RotateBackups")
 }
 

@@ -22,7 +22,14 @@ func TestImageStore(t *testing.T) {
 	contracttest.ImageStore(t, func(*testing.T) *contracttest.ImageFixture {
 		w := fake.NewWorld("h")
 		w.AddImage(&novalet.Image{ID: imageID, Kind: novalet.KindApplication, Size: 100, Layers: []novalet.Layer{{DiffID: "sha256:a"}}})
-		return &contracttest.ImageFixture{Store: w.Open().Images, ImageID: imageID, Unknown: "nothing"}
+		n := 0
+		return &contracttest.ImageFixture{Store: w.Open().Images, ImageID: imageID, Unknown: "nothing", Exists: w.HasImage,
+			Backup: func(uuid, kind string) string {
+				n++
+				id := fmt.Sprint("backup-", n)
+				w.AddBackup(id, uuid, kind)
+				return id
+			}}
 	})
 }
 
