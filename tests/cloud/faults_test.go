@@ -8,6 +8,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -106,11 +108,23 @@ func TestBadImages(t *testing.T) {
 			return bytes.NewReader(dockerArchive(t, busyboxRoot(t), map[string]any{"Cmd": []string{"/bin/nothing-here"}}))
 		}, []string{"/bin/nothing-here"}, ""},
 		{"no-init", "bare", func() io.Reader { return bytes.NewReader(gzipped(t, makeTar(t, plain))) }, []string{"init"}, ""},
+		{"cut-download", "docker", func() io.Reader { return bytes.NewReader(good) }, []string{"glance", "again"}, ""},
+		{"wrong-checksum", "docker", func() io.Reader { return bytes.NewReader(good) }, []string{"checksum"}, ""},
 		{"too-large", "bare", func() io.Reader { return bytes.NewReader(bigTar(t, 1200<<20)) }, []string{"disk"}, ""},
 	}
 	ids := map[string]string{}
 	for _, c := range cases {
 		ids[c.name] = upload(t, u, imageSpec{name: "novalet-test-" + c.name, container: c.container, disk: "raw"}, c.data())
+	}
+	// What Glance's own disk does to an image after its upload: half of it is lost, or a byte of it turns.
+	stored := func(name string) string { return filepath.Join(state(t), "glance", "images", ids[name]) }
+	if err := os.Truncate(stored("cut-download"), int64(len(good)/2)); err != nil {
+		t.Fatal(err)
+	}
+	turned := bytes.Clone(good)
+	turned[bytes.Index(turned, []byte("served by an instance"))] ^= 1
+	if err := os.WriteFile(stored("wrong-checksum"), turned, 0o640); err != nil {
+		t.Fatal(err)
 	}
 	before := snapshot(t)
 	t.Cleanup(func() { unchanged(t, before) })
