@@ -175,7 +175,7 @@ func (g *FileGlance) Update(_ context.Context, _ novalet.RequestContext, id stri
 }
 
 // Upload implements Glance.
-func (g *FileGlance) Upload(_ context.Context, _ novalet.RequestContext, id string, body io.Reader, _ int64) (err error) {
+func (g *FileGlance) Upload(_ context.Context, _ novalet.RequestContext, id string, body io.Reader) (err error) {
 	r, err := g.find(id)
 	if err != nil {
 		return err

@@ -36,9 +36,9 @@ type Glance interface {
 	Download(ctx context.Context, rc novalet.RequestContext, id string, off int64) (body io.ReadCloser, start int64, err error)
 	// Update sets the formats and properties of a record. Properties that are not named stay.
 	Update(ctx context.Context, rc novalet.RequestContext, id string, u ImageUpdate) error
-	// Upload sends the data of a queued image. size is -1 when it is not known. It reads body once, and never sends
-	// part of it twice; the caller checks the record afterwards.
-	Upload(ctx context.Context, rc novalet.RequestContext, id string, body io.Reader, size int64) error
+	// Upload sends the data of a queued image. It reads body once, and never sends part of it twice; the caller checks
+	// the record afterwards.
+	Upload(ctx context.Context, rc novalet.RequestContext, id string, body io.Reader) error
 	// Delete removes an image. ErrNotFound when there is none.
 	Delete(ctx context.Context, rc novalet.RequestContext, id string) error
 }

@@ -78,7 +78,7 @@ func TestCloudGlance(t *testing.T) {
 		Properties: map[string]string{"novalet_test": "a/b", "os_type": "linux"}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Upload(ctx, rc, id, bytes.NewReader(data), int64(len(data))); err != nil {
+	if err := g.Upload(ctx, rc, id, bytes.NewReader(data)); err != nil {
 		t.Fatal(err)
 	}
 	rec, err := g.Get(ctx, rc, id)

@@ -287,7 +287,7 @@ func (g *glanceClient) Update(ctx context.Context, rc novalet.RequestContext, id
 
 // Upload implements Glance. The body is sent by net/http itself and by one client only: gophercloud was seen to report
 // success for images cut by a repeated request, so a token that has expired costs a further try by the caller.
-func (g *glanceClient) Upload(ctx context.Context, rc novalet.RequestContext, id string, body io.Reader, size int64) error {
+func (g *glanceClient) Upload(ctx context.Context, rc novalet.RequestContext, id string, body io.Reader) error {
 	// A request without effect settles which client is accepted, before the first byte is on the way.
 	var c *gophercloud.ServiceClient
 	var base string
@@ -311,10 +311,10 @@ func (g *glanceClient) Upload(ctx context.Context, rc novalet.RequestContext, id
 	if err != nil {
 		return err
 	}
+	// In chunks, without a length, as Nova itself sends: servers take a body that ends before its length for a whole one,
+	// but not one that lacks its last chunk.
+	req.ContentLength = -1
 	req.Header.Set("Content-Type", "application/octet-stream")
-	if size > 0 {
-		req.ContentLength = size
-	}
 	resp, err := call(c, req, "upload image", http.StatusNoContent)
 	if err != nil {
 		return err

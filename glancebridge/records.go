@@ -148,6 +148,9 @@ func (s *Store) repair() error {
 	if err := s.clearIngest(); err != nil {
 		return err
 	}
+	if err := s.cleanNotes(); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(s.path("layers"))
 	if err != nil {
 		return err

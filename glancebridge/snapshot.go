@@ -2,13 +2,10 @@ package glancebridge
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -22,28 +19,19 @@ import (
 	"github.com/novalet/novalet/internal/statefile"
 )
 
-// uploadTries is how often a snapshot's upload is begun.
-const uploadTries = 3
-
 // Snapshot implements novalet.ImageStore. The image is a container archive that holds both a docker manifest and an OCI
-// layout, with all its layers: docker, other hosts and this store read it without anything else.
+// layout, with all its layers: docker, other hosts and this store read it without anything else. A request that is
+// repeated after a restart ends well at once when the earlier try had come to its end.
 func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) (err error) {
 	if !validID(r.ImageID) {
 		return fmt.Errorf("snapshot instance: %q is no image id", r.ImageID)
 	}
 	start := time.Now()
 	log := s.log.With("instance", r.InstanceUUID, "image", r.ImageID, "request_id", r.Context.RequestID)
-	defer func() {
-		if err == nil {
-			return
-		}
-		// Nova deletes the image of a snapshot that failed; where its request is gone too, nobody else would.
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-		defer cancel()
-		if e := s.o.Glance.Delete(undo, r.Context, r.ImageID); e != nil && !errors.Is(e, novalet.ErrNotFound) {
-			log.Warn("delete the image of a failed snapshot", "err", e)
-		}
-	}()
+	defer func() { s.endUpload(ctx, r, err) }()
+	if done, err := s.uploadedBefore(ctx, r); done || err != nil {
+		return err
+	}
 	spool, err := unlinkedFile(s.path("ingest"))
 	if err != nil {
 		return diskError(fmt.Errorf("snapshot instance: %w", err))
@@ -93,63 +81,6 @@ func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) (err e
 	}
 	log.Info("snapshot uploaded", "bytes", a.size, "duration", time.Since(start).Round(time.Millisecond))
 	return nil
-}
-
-// upload sends an archive until Glance has the whole of it: an answer of success is not believed, the record is.
-func (s *Store) upload(ctx context.Context, r *novalet.SnapshotRequest, a *archive) error {
-	var last error
-	for try := range uploadTries {
-		if try > 0 {
-			if err := sleep(ctx, s.o.RetryDelay<<try); err != nil {
-				return err
-			}
-		}
-		h := sha512.New()
-		pr, pw := io.Pipe()
-		done := make(chan error, 1)
-		go func() {
-			bw := bufio.NewWriterSize(io.MultiWriter(pw, h), 256<<10)
-			err := a.write(bw)
-			if err == nil {
-				err = bw.Flush()
-			}
-			pw.CloseWithError(err)
-			done <- err
-		}()
-		sent := s.o.Glance.Upload(ctx, r.Context, r.ImageID, pr, a.size)
-		pr.CloseWithError(errors.New("the upload ended"))
-		wrote := <-done
-		if cause := context.Cause(ctx); cause != nil {
-			return cause
-		}
-		rec, err := s.o.Glance.Get(ctx, r.Context, r.ImageID)
-		if err != nil {
-			return errors.Join(err, sent)
-		}
-		whole := wrote == nil && rec.Status == "active" && rec.Size == a.size &&
-			(rec.HashValue == "" || rec.HashAlgo != "sha512" || rec.HashValue == hex.EncodeToString(h.Sum(nil)))
-		switch {
-		case whole:
-			return nil
-		case rec.Status != "queued":
-			return fmt.Errorf("upload snapshot: Glance has %d of %d bytes in status %s: %w", rec.Size, a.size, rec.Status,
-				errors.Join(sent, wrote))
-		}
-		last = errors.Join(sent, wrote)
-		s.log.Warn("snapshot upload cut, trying again", "image", r.ImageID, "try", try+1, "err", last)
-	}
-	return fmt.Errorf("%w: upload snapshot: %w", novalet.ErrTryAgain, last)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // archive is a container archive that can be written any number of times with the same bytes.

@@ -145,13 +145,13 @@ type faultyGlance struct {
 	n      int
 }
 
-func (g *faultyGlance) Upload(ctx context.Context, rc novalet.RequestContext, id string, body io.Reader, size int64) error {
+func (g *faultyGlance) Upload(ctx context.Context, rc novalet.RequestContext, id string, body io.Reader) error {
 	g.n++
 	r, err := g.upload(g.n, body)
 	if err != nil {
 		return err
 	}
-	return g.FileGlance.Upload(ctx, rc, id, r, size)
+	return g.FileGlance.Upload(ctx, rc, id, r)
 }
 
 func TestSnapshotUploadFaults(t *testing.T) {

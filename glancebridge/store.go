@@ -8,6 +8,7 @@
 //	layers/<hex>/meta.json, durable            what it is; the second file says that it survives a loss of power
 //	images/<image id>.json                     which layers make an image, and what it runs
 //	leases/<instance id>.json                  which images an instance uses
+//	uploads/<image id>.json                    that a snapshot was being sent to an image
 //	ingest/<random>                            work in progress, removed at the next Open when a crash left it
 package glancebridge
 
@@ -53,6 +54,9 @@ type Options struct {
 	IdleTimeout time.Duration
 	Tries       int
 	RetryDelay  time.Duration
+	// SavingTimeout is how long a snapshot waits while Glance still holds an upload whose connection was cut (default
+	// 2 min).
+	SavingTimeout time.Duration
 	// Concurrency bounds the images fetched at a time; default 4.
 	Concurrency int
 	// RemoveUnused and MinAge are [image_cache] remove_unused_base_images and
@@ -151,6 +155,9 @@ func (o *Options) setDefaults() {
 	if o.RetryDelay <= 0 {
 		o.RetryDelay = 250 * time.Millisecond
 	}
+	if o.SavingTimeout <= 0 {
+		o.SavingTimeout = 2 * time.Minute
+	}
 	if o.Concurrency <= 0 {
 		o.Concurrency = 4
 	}
@@ -167,7 +174,7 @@ func (o *Options) setDefaults() {
 
 // openDir makes the folders, locks the store and closes it to setuid programs and devices.
 func (s *Store) openDir() error {
-	for _, d := range []string{"", "layers", "images", "leases", "ingest"} {
+	for _, d := range []string{"", "layers", "images", "leases", "uploads", "ingest"} {
 		p := filepath.Join(s.o.Dir, d)
 		if err := os.MkdirAll(p, 0o700); err != nil {
 			return err
