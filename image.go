@@ -74,8 +74,10 @@ type ImageRequest struct {
 	InstanceUUID string
 	ImageID      string
 	Meta         ImageMeta
-	// MaxBytes bounds the unpacked size (the flavor's disk); 0 is no bound of the flavor's.
+	// MaxBytes is the flavor's disk: it bounds the unpacked size, the image's min_disk, and the size of the disk that the
+	// image is of. MemoryMB is the flavor's memory, against the image's min_ram. 0 is no bound of the flavor's.
 	MaxBytes int64
+	MemoryMB int64
 }
 
 // SnapshotRequest asks for the upload of a running instance's root as an image that exists in Glance in status

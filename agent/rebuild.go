@@ -33,7 +33,7 @@ func (a *Agent) rebuildInstance(ctx context.Context, in *instance, op *novalet.O
 		image = op.Instance.ImageRef
 	}
 	request := &novalet.ImageRequest{Context: op.Context, InstanceUUID: in.uuid, ImageID: image,
-		Meta: novalet.ImageMeta{ID: image}, MaxBytes: op.Instance.Flavor.RootGB << 30}
+		Meta: novalet.ImageMeta{ID: image}, MaxBytes: op.Instance.Flavor.RootGB << 30, MemoryMB: op.Instance.Flavor.MemoryMB}
 	img, err := a.images.Prepare(ctx, request)
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)

@@ -29,7 +29,7 @@ func readDisk(r io.ReaderAt, size int64, enc *layer.Encoder, q *parseRequest) (*
 		return nil, err
 	}
 	info := img.Info()
-	res := &layer.Result{Format: string(info.Format), Layers: []layer.StreamLayer{l}, Order: []int{0}}
+	res := &layer.Result{Format: string(info.Format), VirtualSize: info.Size, Layers: []layer.StreamLayer{l}, Order: []int{0}}
 	if res.Format == "raw" && info.Partition == 0 {
 		res.Format = info.Filesystem
 	}

@@ -45,6 +45,10 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	if err := s.admit(rec); err != nil {
 		return err
 	}
+	// Before its bytes are fetched: they would be in vain.
+	if err := fits(&novalet.ImageRequest{MaxBytes: f.maxBytes}, f.id, needs{bytes: max(rec.Size, rec.VirtualSize)}); err != nil {
+		return err
+	}
 	f.total.Store(rec.Size)
 	log.Info("fetching image", "name", rec.Name, "bytes", rec.Size)
 	work, err := os.MkdirTemp(s.path("ingest"), "")

@@ -17,6 +17,8 @@ type ImageRecord struct {
 	Checksum  string `json:"checksum,omitempty"`
 	HashAlgo  string `json:"os_hash_algo,omitempty"`
 	HashValue string `json:"os_hash_value,omitempty"`
+	// VirtualSize is the size of the disk that the image is of, in bytes, 0 when Glance does not know.
+	VirtualSize int64 `json:"virtual_size,omitempty"`
 	// CreatedAt is when the record was made, zero when that is not known.
 	CreatedAt time.Time `json:"created_at,omitzero"`
 	// Stores names where Glance keeps the data, "" when it does not say.

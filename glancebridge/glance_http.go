@@ -167,7 +167,8 @@ func recordOf(raw map[string]any) *ImageRecord {
 	r := &ImageRecord{ImageMeta: novalet.ImageMeta{ID: text("id"), Name: text("name"), Status: text("status"),
 		Size: number("size"), DiskFormat: text("disk_format"), ContainerFormat: text("container_format"),
 		MinDiskGB: number("min_disk"), MinRAMMB: number("min_ram"), Owner: text("owner"), Properties: map[string]string{}},
-		Checksum: text("checksum"), HashAlgo: text("os_hash_algo"), HashValue: text("os_hash_value"), Stores: text("stores")}
+		Checksum: text("checksum"), HashAlgo: text("os_hash_algo"), HashValue: text("os_hash_value"), Stores: text("stores"),
+		VirtualSize: number("virtual_size")}
 	// Glance writes 2026-11-28T04:27:42Z.
 	if at, err := time.Parse(time.RFC3339, text("created_at")); err == nil {
 		r.CreatedAt = at

@@ -38,8 +38,8 @@ func (s *Store) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet.
 	if r.InstanceUUID != "" && !validID(r.InstanceUUID) {
 		return nil, fmt.Errorf("prepare image: %q is no instance id", r.InstanceUUID)
 	}
-	if gb := r.Meta.MinDiskGB; r.MaxBytes > 0 && gb > 0 && r.MaxBytes < gb<<30 {
-		return nil, tooSmall(id, fmt.Sprintf("the image wants a disk of %d GB, more than the flavor's; choose a larger flavor", gb))
+	if err := fits(r, id, needs{minDiskGB: r.Meta.MinDiskGB, minRAMMB: r.Meta.MinRAMMB, bytes: r.Meta.Size}); err != nil {
+		return nil, err
 	}
 	for {
 		img, f, err := s.lookup(ctx, r, id)
@@ -87,9 +87,8 @@ func (s *Store) finishLocked(r *novalet.ImageRequest, rec *imageRecord, img *nov
 	for _, id := range rec.Layers {
 		data += s.layers[id].Data
 	}
-	if r.MaxBytes > 0 && data > r.MaxBytes {
-		return nil, tooSmall(rec.ID, fmt.Sprintf("the image unpacks to %d MiB, more than the flavor's disk of %d MiB; choose a larger flavor",
-			data>>20, r.MaxBytes>>20))
+	if err := fits(r, rec.ID, rec.needs(r, data)); err != nil {
+		return nil, err
 	}
 	props := r.Meta.Properties
 	if props == nil {
@@ -234,13 +233,4 @@ func (s *Store) List(context.Context) ([]novalet.ImageStatus, error) {
 		return 1
 	})
 	return out, nil
-}
-
-func tooSmall(imageID, text string) *novalet.Fault {
-	return &novalet.Fault{Kind: novalet.ErrAbort, Class: "FlavorDiskTooSmall", Text: text, Details: map[string]any{"image_id": imageID}}
-}
-
-func isTooSmall(err error) bool {
-	var f *novalet.Fault
-	return errors.As(err, &f) && f.Class == "FlavorDiskTooSmall"
 }

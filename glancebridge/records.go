@@ -52,6 +52,10 @@ type imageRecord struct {
 	HashAlgo  string              `json:"os_hash_algo,omitempty"`
 	HashValue string              `json:"os_hash_value,omitempty"`
 	Download  int64               `json:"download"` // bytes
+	// MinDiskGB and MinRAMMB are Glance's at the time; VirtualSize is that of the disk which the image is of, in bytes.
+	MinDiskGB   int64 `json:"min_disk,omitempty"`
+	MinRAMMB    int64 `json:"min_ram,omitempty"`
+	VirtualSize int64 `json:"virtual_size,omitempty"`
 	// Properties are Glance's at the time, for requests that bring none.
 	Properties map[string]string `json:"properties,omitempty"`
 	LastUsed   time.Time         `json:"last_used"`

@@ -49,6 +49,8 @@ type Result struct {
 	Layers    []StreamLayer `json:"layers"` // all that were streamed
 	// Order lists the indexes of the image's layers, base first. A layer may occur twice.
 	Order []int `json:"order"`
+	// VirtualSize is the size of the disk that the image is of, in bytes, 0 for an archive.
+	VirtualSize int64 `json:"virtual_size,omitempty"`
 	// Warnings are for the log.
 	Warnings []string `json:"warnings,omitempty"`
 	// Refused, when set, is why the image is at fault.
