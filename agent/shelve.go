@@ -144,7 +144,8 @@ func (a *Agent) unshelve(ctx context.Context, in *instance, op *novalet.Operatio
 		}
 	})
 	a.announce(in)
-	img, err := a.images.Prepare(ctx, &novalet.ImageRequest{Context: op.Context, InstanceUUID: in.uuid, ImageID: image, Meta: args.Image, MaxBytes: op.Instance.Flavor.RootGB << 30, MemoryMB: op.Instance.Flavor.MemoryMB})
+	// No bounds of the flavor: the image's layers and what the instance wrote over them may come to more than its disk.
+	img, err := a.images.Prepare(ctx, &novalet.ImageRequest{Context: op.Context, InstanceUUID: in.uuid, ImageID: image, Meta: args.Image})
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)
 	}
