@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,6 +39,9 @@ SIGTERM ends it and leaves every instance running; SIGHUP reads the log level (d
 		run: runAgent}
 }
 
+// defaultConfig is where Nova's services look.
+const defaultConfig = "/etc/nova/nova.conf"
+
 func runAgent(ctx context.Context, fs *pflag.FlagSet) error {
 	if fs.NArg() > 0 {
 		return usageError("takes no arguments, got %q", fs.Arg(0))
@@ -47,10 +49,13 @@ func runAgent(ctx context.Context, fs *pflag.FlagSet) error {
 	files, _ := fs.GetStringArray("config-file")
 	dirs, _ := fs.GetStringArray("config-dir")
 	if len(files) == 0 && len(dirs) == 0 {
-		files = []string{"/etc/nova/nova.conf"}
+		files = []string{defaultConfig}
 	}
 	s, err := readSettings(files, dirs)
 	if err != nil {
+		return err
+	}
+	if err := fit("sudo"); err != nil {
 		return err
 	}
 	level := new(slog.LevelVar)
@@ -183,12 +188,6 @@ type host struct {
 
 // openHost joins the parts. On error everything opened is closed again.
 func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog.Logger) (_ *host, err error) {
-	if os.Geteuid() != 0 {
-		return nil, &exitError{exitUnsupported, errors.New("must run as root: it makes namespaces, mounts and network links (try sudo)")}
-	}
-	if err := lacking(examine()); err != nil {
-		return nil, err
-	}
 	h := &host{log: log, transport: transport}
 	defer func() {
 		if err != nil {

@@ -65,8 +65,8 @@ func (d *demo) say(format string, args ...any) {
 }
 
 func (d *demo) run(ctx context.Context, keep, verbose bool, limit time.Duration) (err error) {
-	if os.Geteuid() != 0 {
-		return &exitError{exitUnsupported, errors.New("must run as root: it makes namespaces, mounts and network links (try sudo make demo)")}
+	if err := fit("sudo make demo"); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %v (--timeout)", limit))
 	defer cancel()

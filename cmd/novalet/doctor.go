@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -22,8 +23,22 @@ type finding struct {
 func doctorCommand() *command {
 	return &command{name: "doctor", summary: "Say what this host can and cannot do for instances",
 		long: "Each line is a feature of the kernel, whether it is there, and what its lack costs. Exit code 6 when something is\n" +
-			"missing that no instance boots without.",
-		run: func(context.Context, *pflag.FlagSet) error {
+			"missing that no instance boots without. The last line names what an agent that does not run left on this host and\n" +
+			"no instance needs; --fix removes it.",
+		flags: func(fs *pflag.FlagSet) {
+			fs.Bool("fix", false, "remove what is left over: devices, processes, cgroups and files that no instance needs")
+			fs.StringArray("config-file", nil, "the agent's configuration (default /etc/nova/nova.conf if it is there); may be repeated")
+		},
+		run: func(ctx context.Context, fs *pflag.FlagSet) error {
+			fix, _ := fs.GetBool("fix")
+			files, _ := fs.GetStringArray("config-file")
+			s, err := stateSettings(files)
+			if err != nil {
+				return err
+			}
+			if fix && s == nil {
+				return usageError("--fix must know the agent's state: name its --config-file")
+			}
 			found := examine()
 			for _, f := range found {
 				mark := "ok     "
@@ -35,8 +50,25 @@ func doctorCommand() *command {
 				}
 				fmt.Printf("%s  %-28s %s\n", mark, f.what, f.note)
 			}
-			return lacking(found)
+			if err := lacking(found); err != nil || s == nil {
+				return err
+			}
+			left, err := examineState(ctx, s, fix, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
+			if err != nil {
+				return fmt.Errorf("look for what is left over: %w", err)
+			}
+			fmt.Println(left.text())
+			return nil
 		}}
+}
+
+// fit says why no instance can run here under this process; nil when nothing speaks against it. try is what to type
+// instead without root's rights.
+func fit(try string) error {
+	if os.Geteuid() != 0 {
+		return &exitError{exitUnsupported, fmt.Errorf("must run as root: it makes namespaces, mounts and network links (try %s)", try)}
+	}
+	return lacking(examine())
 }
 
 // lacking names what is missing that no instance boots without; nil when nothing is.
