@@ -115,6 +115,8 @@ type Options struct {
 	Network   novalet.NetworkAPI
 	Plugger   novalet.VIFPlugger
 	Runtime   novalet.Runtime
+	// Notifier tells others than Nova what happens; nil tells nobody.
+	Notifier novalet.Notifier
 
 	// BootID tells the host's boot apart from earlier ones; nil reads the kernel's.
 	BootID func() (string, error)
@@ -138,6 +140,7 @@ type Agent struct {
 	network   novalet.NetworkAPI
 	plugger   novalet.VIFPlugger
 	runtime   novalet.Runtime
+	notifier  novalet.Notifier // may be nil
 
 	store     *store
 	events    *eventTable
@@ -175,7 +178,7 @@ func Open(o Options) (*Agent, error) {
 	a := &Agent{
 		host: o.Host, dir: o.InstancesDir, cfg: o.Config, log: o.Logger, now: o.Now,
 		conductor: o.Conductor, placement: o.Placement, images: o.Images,
-		network: o.Network, plugger: o.Plugger, runtime: o.Runtime,
+		network: o.Network, plugger: o.Plugger, runtime: o.Runtime, notifier: o.Notifier,
 		events: newEventTable(), timings: newTimingTable(), instances: map[string]*instance{},
 		builds: newSemaphore(o.Config.MaxConcurrentBuilds), snapshots: newSemaphore(o.Config.MaxConcurrentSnapshots),
 		repairs: newSemaphore(4),

@@ -67,6 +67,10 @@ func (a *Agent) build(ctx context.Context, in *instance, op *novalet.Operation) 
 		}
 	})
 	b.inst = in.view()
+	a.tell(in, op.Context, novalet.ActionCreate, novalet.PhaseStart, withImage(args.Image.ID, args.Image.Name), func(n *novalet.Notification) {
+		// nova-compute tells it before it takes the instance over.
+		n.Instance.TaskState, n.Instance.Host, n.Instance.Node = novalet.TaskNone, "", ""
+	})
 	err := a.builds.acquire(ctx)
 	if err == nil {
 		err = b.run(ctx)
@@ -74,6 +78,7 @@ func (a *Agent) build(ctx context.Context, in *instance, op *novalet.Operation) 
 	}
 	if err == nil {
 		a.timings.put(in.uuid, b.time)
+		a.tell(in, op.Context, novalet.ActionCreate, novalet.PhaseEnd)
 		in.log.Info("instance booted", "request_id", op.Context.RequestID, "kind", b.kind, "image", args.Image.ID, "took", b.time.total(), "steps", b.time)
 		return nil
 	}
@@ -81,6 +86,7 @@ func (a *Agent) build(ctx context.Context, in *instance, op *novalet.Operation) 
 		b.undo.Drop()
 		return errShutdown
 	}
+	a.tell(in, op.Context, novalet.ActionCreate, novalet.PhaseError, withError(err))
 	return b.fail(ctx, b.classify(ctx, err), err)
 }
 
@@ -448,67 +454,6 @@ func accessIPs(network string, info novalet.NetworkInfo) (v4, v6 string) {
 		}
 	}
 	return v4, v6
-}
-
-// unplugAll takes the host's side of the interfaces away.
-func (a *Agent) unplugAll(ctx context.Context, uuid string, info novalet.NetworkInfo) error {
-	var errs []error
-	for i := range info {
-		if err := a.plugger.Unplug(ctx, uuid, &info[i]); err != nil {
-			errs = append(errs, fmt.Errorf("unplug vif %s: %w", info[i].ID, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// plugAll plugs the interfaces, all at once.
-func (a *Agent) plugAll(ctx context.Context, in *instance, info novalet.NetworkInfo, netns string, static bool) error {
-	requests := in.plugRequests(info, netns, static)
-	group, gctx := errgroup.WithContext(ctx)
-	for i := range requests {
-		group.Go(func() error {
-			if err := a.plugger.Plug(gctx, &requests[i]); err != nil {
-				return fmt.Errorf("plug vif %s: %w", requests[i].VIF.ID, err)
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	if len(info) > 0 {
-		in.holdNet(netns)
-	}
-	return nil
-}
-
-// plugRequests numbers the interfaces. An interface keeps its number as long as the instance has it, so that eth1 stays
-// eth1 when eth0 is detached.
-func (in *instance) plugRequests(info novalet.NetworkInfo, netns string, static bool) []novalet.PlugRequest {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	numbers, taken := map[string]int{}, map[int]bool{}
-	for i := range info {
-		if n, ok := in.rec.Interfaces[info[i].ID]; ok {
-			numbers[info[i].ID], taken[n] = n, true
-		}
-	}
-	out := make([]novalet.PlugRequest, len(info))
-	next := 0
-	for i := range info {
-		n, ok := numbers[info[i].ID]
-		if !ok {
-			for taken[next] {
-				next++
-			}
-			n = next
-			numbers[info[i].ID], taken[n] = n, true
-		}
-		out[i] = novalet.PlugRequest{InstanceUUID: in.uuid, VIF: &info[i], NetNS: netns, Index: n, Static: static,
-			ExtraSpecs: in.rec.Instance.Flavor.ExtraSpecs}
-	}
-	in.rec.Interfaces = numbers
-	return out
 }
 
 func randomSeed() string {

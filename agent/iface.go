@@ -20,6 +20,18 @@ func (a *Agent) AttachInterface(ctx context.Context, r *novalet.InterfaceRequest
 	defer context.AfterFunc(a.ctx, func() { cancel(errShutdown) })()
 	ctx, unlock := in.lockNet(ctx)
 	defer unlock()
+	a.tell(in, r.Context, novalet.ActionInterfaceAttach, novalet.PhaseStart)
+	vif, err := a.attach(ctx, in, r)
+	if err != nil {
+		a.tell(in, r.Context, novalet.ActionInterfaceAttach, novalet.PhaseError, withError(err))
+		return nil, err
+	}
+	a.tell(in, r.Context, novalet.ActionInterfaceAttach, novalet.PhaseEnd)
+	return vif, nil
+}
+
+// attach makes one more port and plugs it. The caller holds the list of interfaces.
+func (a *Agent) attach(ctx context.Context, in *instance, r *novalet.InterfaceRequest) (*novalet.VIF, error) {
 	inst := in.view()
 	added, err := a.network.Allocate(ctx, &novalet.AllocateRequest{Context: r.Context, Instance: inst, Networks: []novalet.NetworkRequest{r.Network}, Attach: true})
 	if err != nil {

@@ -24,6 +24,10 @@ type method struct {
 	own bool
 	// errorOut: a failure puts the instance into vm_state error.
 	errorOut bool
+	// action is what is told to others than Nova, around run; "" where run tells itself. tellError: also its failure;
+	// tellAlways: its end whatever came of it.
+	action                novalet.Action
+	tellError, tellAlways bool
 	// steps are task_states that run itself sets on the way.
 	steps []novalet.TaskState
 }
@@ -40,36 +44,36 @@ func init() {
 		novalet.MethodBuild:     {event: "compute__do_build_and_run_instance", run: (*Agent).build, own: true},
 		novalet.MethodTerminate: {event: "compute_terminate_instance", run: (*Agent).terminate, own: true},
 
-		novalet.MethodStop: {event: "compute_stop_instance", run: (*Agent).stopInstance,
+		novalet.MethodStop: {event: "compute_stop_instance", action: novalet.ActionPowerOff, run: (*Agent).stopInstance,
 			vm: vm{novalet.VMActive, novalet.VMError, novalet.VMStopped, novalet.VMShelved, novalet.VMPaused, novalet.VMSuspended, novalet.VMRescued}, task: task{novalet.TaskPoweringOff, novalet.TaskNone}},
-		novalet.MethodStart: {event: "compute_start_instance", run: (*Agent).startInstance,
+		novalet.MethodStart: {event: "compute_start_instance", action: novalet.ActionPowerOn, run: (*Agent).startInstance,
 			vm: vm{novalet.VMStopped, novalet.VMActive, novalet.VMError, novalet.VMShelved}, task: task{novalet.TaskPoweringOn}},
-		novalet.MethodReboot: {event: "compute_reboot_instance", run: (*Agent).rebootInstance, own: true,
+		novalet.MethodReboot: {event: "compute_reboot_instance", action: novalet.ActionReboot, tellError: true, run: (*Agent).rebootInstance, own: true,
 			vm:   vm{novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended, novalet.VMError, novalet.VMRescued},
 			task: rebootStates},
-		novalet.MethodPause: {event: "compute_pause_instance", run: (*Agent).pauseInstance,
+		novalet.MethodPause: {event: "compute_pause_instance", action: novalet.ActionPause, run: (*Agent).pauseInstance,
 			vm: vm{novalet.VMActive}, task: task{novalet.TaskPausing}},
-		novalet.MethodUnpause: {event: "compute_unpause_instance", run: (*Agent).unpauseInstance,
+		novalet.MethodUnpause: {event: "compute_unpause_instance", action: novalet.ActionUnpause, run: (*Agent).unpauseInstance,
 			vm: vm{novalet.VMPaused}, task: task{novalet.TaskUnpausing}},
-		novalet.MethodSuspend: {event: "compute_suspend_instance", run: (*Agent).suspendInstance, errorOut: true,
+		novalet.MethodSuspend: {event: "compute_suspend_instance", action: novalet.ActionSuspend, run: (*Agent).suspendInstance, errorOut: true,
 			vm: vm{novalet.VMActive}, task: task{novalet.TaskSuspending}},
-		novalet.MethodResume: {event: "compute_resume_instance", run: (*Agent).resumeInstance, errorOut: true,
+		novalet.MethodResume: {event: "compute_resume_instance", action: novalet.ActionResume, run: (*Agent).resumeInstance, errorOut: true,
 			vm: vm{novalet.VMSuspended}, task: task{novalet.TaskResuming}},
-		novalet.MethodSoftDelete: {event: "compute_soft_delete_instance", run: (*Agent).softDelete, errorOut: true,
+		novalet.MethodSoftDelete: {event: "compute_soft_delete_instance", action: novalet.ActionSoftDelete, tellAlways: true, run: (*Agent).softDelete, errorOut: true,
 			task: task{novalet.TaskSoftDeleting}},
-		novalet.MethodRestore: {event: "compute_restore_instance", run: (*Agent).restoreInstance,
+		novalet.MethodRestore: {event: "compute_restore_instance", action: novalet.ActionRestore, run: (*Agent).restoreInstance,
 			vm: vm{novalet.VMSoftDeleted}, task: task{novalet.TaskRestoring}},
-		novalet.MethodRescue: {event: "compute_rescue_instance", run: (*Agent).rescueInstance, errorOut: true,
+		novalet.MethodRescue: {event: "compute_rescue_instance", action: novalet.ActionRescue, run: (*Agent).rescueInstance, errorOut: true,
 			vm: vm{novalet.VMActive, novalet.VMStopped, novalet.VMError}, task: task{novalet.TaskRescuing}},
-		novalet.MethodUnrescue: {event: "compute_unrescue_instance", run: (*Agent).unrescueInstance, errorOut: true,
+		novalet.MethodUnrescue: {event: "compute_unrescue_instance", action: novalet.ActionUnrescue, run: (*Agent).unrescueInstance, errorOut: true,
 			vm: vm{novalet.VMRescued}, task: task{novalet.TaskUnrescuing}},
-		novalet.MethodRebuild: {event: "compute_rebuild_instance", run: (*Agent).rebuildInstance, errorOut: true,
+		novalet.MethodRebuild: {event: "compute_rebuild_instance", action: novalet.ActionRebuild, tellError: true, run: (*Agent).rebuildInstance, errorOut: true,
 			vm: vm{novalet.VMActive, novalet.VMStopped, novalet.VMError}, task: task{novalet.TaskRebuilding},
 			steps: task{novalet.TaskRebuildBlockDevice, novalet.TaskRebuildSpawning}},
-		novalet.MethodSnapshot: {event: "compute_snapshot_instance", run: (*Agent).snapshotInstance,
+		novalet.MethodSnapshot: {event: "compute_snapshot_instance", action: novalet.ActionSnapshot, run: (*Agent).snapshotInstance,
 			vm:   vm{novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended},
 			task: task{novalet.TaskSnapshotPending}, steps: task{novalet.TaskSnapshot, novalet.TaskImageUploading}},
-		novalet.MethodBackup: {event: "compute_backup_instance", run: (*Agent).backupInstance,
+		novalet.MethodBackup: {event: "compute_backup_instance", action: novalet.ActionSnapshot, run: (*Agent).backupInstance,
 			vm:   vm{novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended},
 			task: task{novalet.TaskBackup}, steps: task{novalet.TaskImageUploading}},
 		novalet.MethodShelve: {event: "compute_shelve_instance", run: (*Agent).shelveInstance, errorOut: true,
@@ -77,14 +81,14 @@ func init() {
 			task: task{novalet.TaskShelving}, steps: task{novalet.TaskShelvingUploading, novalet.TaskShelvingOffloading}},
 		novalet.MethodShelveOffload: {event: "compute_shelve_offload_instance", run: (*Agent).shelveOffload, errorOut: true,
 			vm: vm{novalet.VMShelved, novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended}, task: offloading},
-		novalet.MethodUnshelve: {event: "compute_unshelve_instance", run: (*Agent).unshelveInstance,
+		novalet.MethodUnshelve: {event: "compute_unshelve_instance", action: novalet.ActionUnshelve, run: (*Agent).unshelveInstance,
 			vm: vm{novalet.VMShelved, novalet.VMShelvedOffloaded}, task: task{novalet.TaskUnshelving}, steps: task{novalet.TaskSpawning}},
-		novalet.MethodDetachIface:   {event: "compute_detach_interface", run: (*Agent).detachInterface},
+		novalet.MethodDetachIface:   {event: "compute_detach_interface", action: novalet.ActionInterfaceDetach, run: (*Agent).detachInterface},
 		novalet.MethodInjectNetwork: {event: "compute_inject_network_info", run: (*Agent).injectNetwork},
 		novalet.MethodResetNetwork:  {event: "compute_reset_network", run: (*Agent).injectNetwork},
-		novalet.MethodAddFixedIP:    {event: "compute_add_fixed_ip_to_instance", run: (*Agent).fixedIP},
-		novalet.MethodRemoveFixedIP: {event: "compute_remove_fixed_ip_from_instance", run: (*Agent).fixedIP},
-		novalet.MethodTriggerCrash:  {event: "compute_trigger_crash_dump", run: (*Agent).triggerCrashDump},
+		novalet.MethodAddFixedIP:    {event: "compute_add_fixed_ip_to_instance", action: novalet.ActionAddFixedIP, run: (*Agent).fixedIP},
+		novalet.MethodRemoveFixedIP: {event: "compute_remove_fixed_ip_from_instance", action: novalet.ActionRemoveFixedIP, run: (*Agent).fixedIP},
+		novalet.MethodTriggerCrash:  {event: "compute_trigger_crash_dump", action: novalet.ActionTriggerCrash, run: (*Agent).triggerCrashDump},
 	}
 }
 
@@ -133,8 +137,12 @@ func (a *Agent) execute(ctx context.Context, in *instance, op *novalet.Operation
 		refused := *m
 		refused.errorOut = false
 		err = a.failed(ctx, in, op, &refused, err)
-	} else if err = m.run(a, ctx, in, op); err != nil && !m.own && !errors.Is(context.Cause(ctx), errShutdown) {
-		err = a.failed(ctx, in, op, m, err)
+	} else {
+		a.tellStart(in, op, m)
+		if err = m.run(a, ctx, in, op); err != nil && !m.own && !errors.Is(context.Cause(ctx), errShutdown) {
+			err = a.failed(ctx, in, op, m, err)
+		}
+		a.tellEnd(ctx, in, op, m, err)
 	}
 	if err != nil && errors.Is(context.Cause(a.ctx), errShutdown) {
 		log.Info("operation is left in the journal", "took", time.Since(began))

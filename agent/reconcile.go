@@ -234,9 +234,11 @@ func (a *Agent) ownStop(ctx context.Context, in *instance, rc novalet.RequestCon
 	}
 	op := &novalet.Operation{ID: "own", Method: novalet.MethodStop, Context: rc, Instance: *in.view()}
 	ev := a.startEvent(in.log, rc, in.uuid, methods[op.Method].event)
+	a.tellStart(in, op, methods[op.Method])
 	if err = a.stopInstance(ctx, in, op); err != nil {
 		err = a.failed(ctx, in, op, methods[op.Method], err)
 	}
+	a.tellEnd(ctx, in, op, methods[op.Method], err)
 	ev.finish(err)
 	in.note(func(*record) {})
 	a.announce(in)

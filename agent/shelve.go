@@ -21,6 +21,8 @@ func (a *Agent) shelveInstance(ctx context.Context, in *instance, op *novalet.Op
 	if op.Instance.VMState == novalet.VMShelved {
 		return a.offload(ctx, in, op) // a restart interrupted the offload: the root is in Glance
 	}
+	a.tell(in, op.Context, novalet.ActionExists, novalet.PhaseNone)
+	a.tell(in, op.Context, novalet.ActionShelve, novalet.PhaseStart)
 	if err := a.halt(ctx, in, a.shutdownTimeout(&op.Instance, op.Args.CleanShutdown)); err != nil {
 		return err
 	}
@@ -46,6 +48,7 @@ func (a *Agent) shelveInstance(ctx context.Context, in *instance, op *novalet.Op
 	in.set(func(r *record) {
 		r.Instance.VMState, r.Instance.TaskState, r.Instance.SystemMetadata = novalet.VMShelved, novalet.TaskNone, meta
 	})
+	a.tell(in, op.Context, novalet.ActionShelve, novalet.PhaseEnd)
 	if a.cfg.ShelvedOffloadTime != 0 {
 		return nil
 	}
@@ -63,6 +66,7 @@ func (a *Agent) shelveOffload(ctx context.Context, in *instance, op *novalet.Ope
 // offload takes a shelved instance off the host. Its ports stay its own, bound nowhere.
 func (a *Agent) offload(ctx context.Context, in *instance, op *novalet.Operation) error {
 	inst := in.view()
+	a.tell(in, op.Context, novalet.ActionShelveOffload, novalet.PhaseStart)
 	left := &pending{Context: op.Context, Info: inst.NetworkInfo}
 	if err := a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}); err != nil {
 		return fmt.Errorf("destroy container: %w", err)
@@ -82,6 +86,7 @@ func (a *Agent) offload(ctx context.Context, in *instance, op *novalet.Operation
 	in.set(func(r *record) {
 		r.Instance.VMState, r.Instance.TaskState, r.Instance.Host, r.Instance.Node = novalet.VMShelvedOffloaded, novalet.TaskNone, "", ""
 	})
+	a.tell(in, op.Context, novalet.ActionShelveOffload, novalet.PhaseEnd)
 	in.forgetHere(left)
 	return nil
 }

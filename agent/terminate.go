@@ -36,6 +36,8 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	in.read(func(r *record) { info = r.Instance.NetworkInfo })
 
 	left := &pending{Context: op.Context, Info: in.portsToFree(info)}
+	a.tell(in, op.Context, novalet.ActionDelete, novalet.PhaseStart)
+	a.tell(in, op.Context, novalet.ActionShutdown, novalet.PhaseStart)
 	var destroyErr error
 	var wg sync.WaitGroup
 	done := t.start("host_and_network")
@@ -74,6 +76,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	if rowErr != nil && !errors.Is(rowErr, novalet.ErrInstanceGone) {
 		in.log.Warn("interface rows stay", "err", rowErr)
 	}
+	a.tell(in, op.Context, novalet.ActionShutdown, novalet.PhaseEnd)
 	wg.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 	if console {
 		wg.Go(func() {
@@ -95,6 +98,11 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	if err != nil {
 		return a.terminateFailed(ctx, in, op, err)
 	}
+	a.tell(in, op.Context, novalet.ActionDelete, novalet.PhaseEnd, func(n *novalet.Notification) {
+		now := a.now().UTC()
+		n.Instance.DeletedAt, n.Instance.NetworkInfo = &now, nil
+		n.Instance.VMState, n.Instance.TaskState, n.Instance.PowerState = novalet.VMDeleted, novalet.TaskNone, novalet.PowerNoState
+	})
 	in.forgetHere(left)
 	in.log.Info("instance deleted", "request_id", op.Context.RequestID, "took", t.total(), "steps", t)
 	return nil

@@ -6,11 +6,12 @@ import (
 	"time"
 
 	"github.com/novalet/novalet/internal/osloconf"
+	"github.com/novalet/novalet/novadriver/notify"
 	"github.com/novalet/novalet/novadriver/ovo"
 )
 
 // ReadOptions reads what the driver takes from Nova's own options. What is wrong with them is told by cfg.Err. The
-// caller adds Transport, Placement, Recover and Logger.
+// caller adds Transport, NotifyTransport when Notify.Bus is set, Placement, Recover and Logger.
 func ReadOptions(cfg *osloconf.Config) Options {
 	const def = osloconf.DefaultSection
 	hostname, _ := os.Hostname() // an empty one is told below
@@ -40,6 +41,7 @@ func ReadOptions(cfg *osloconf.Config) Options {
 			InitialRAMRatio:  cfg.Float(def, "initial_ram_allocation_ratio", 1),
 			InitialDiskRatio: cfg.Float(def, "initial_disk_allocation_ratio", 1),
 		},
+		Notify:  notify.ReadOptions(cfg),
 		Node:    cfg.String("novalet", "hypervisor_hostname", ""),
 		Release: cfg.String("novalet", "release", ""),
 	}

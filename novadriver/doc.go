@@ -13,7 +13,8 @@
 // # Goroutines
 //
 // Start runs the start-up to its end and then starts the heartbeat, the resource tracker, the release watch, the
-// casts to the schedulers and the look for lost builds, one goroutine each. Close waits for all of them.
+// casts to the schedulers, the look for lost builds and the audit of use, one goroutine each. New starts the one that
+// sends notifications, when there are any. Close waits for all of them.
 //
 // # On disk
 //

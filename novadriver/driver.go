@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/novadriver/notify"
 	"github.com/novalet/novalet/novadriver/oslomsg"
 	"github.com/novalet/novalet/novadriver/ovo"
 )
@@ -27,6 +28,8 @@ type Driver struct {
 	owner   atomic.Bool // the provider carries OWNER_NOVA
 	greeted atomic.Bool // the controllers' release was logged
 	said    sync.Map    // keys of once
+
+	notifier *notify.Notifier // nil: nothing is told to anybody
 
 	notes *notes
 	since time.Time // casts that came later are in notes
@@ -63,6 +66,7 @@ func New(o Options) (*Driver, error) {
 		client: client, exchange: o.ControlExchange, release: d.release, timeout: o.RPCTimeout, pause: o.pause, log: o.Logger,
 	}
 	d.tracker = newTracker(d)
+	d.startNotifier()
 	return d, nil
 }
 
@@ -219,7 +223,7 @@ func (d *Driver) serve() error {
 	d.server = server
 	ctx, cancel := context.WithCancelCause(context.Background())
 	d.stop = cancel
-	for _, f := range []func(context.Context){d.report, d.tracker.run, d.watchReleases, d.announcer, d.reconcile} {
+	for _, f := range []func(context.Context){d.report, d.tracker.run, d.watchReleases, d.announcer, d.reconcile, d.audit} {
 		d.running.Go(func() { f(ctx) })
 	}
 	d.log.Info("compute service started", "host", d.o.Host, "node", d.o.Node, "compute_id", d.node.uuid)
@@ -270,5 +274,8 @@ func (d *Driver) Close() error {
 		stop(errors.New("the driver is closed"))
 	}
 	d.running.Wait()
+	if d.notifier != nil {
+		err = errors.Join(err, d.notifier.Close())
+	}
 	return errors.Join(err, d.client.Close())
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/novadriver/notify"
 	"github.com/novalet/novalet/novadriver/oslomsg"
 	"github.com/novalet/novalet/novadriver/ovo"
 	"github.com/novalet/novalet/novadriver/placement"
@@ -63,6 +64,10 @@ type Options struct {
 	HypervisorVersion int
 	// ImageFormats are the Glance disk_formats that boot here; nil is raw and qcow2.
 	ImageFormats []string
+
+	// Notify says what is told outside of Nova, NotifyTransport where; nil is Transport. The driver does not close it.
+	Notify          notify.Options
+	NotifyTransport oslomsg.Transport
 
 	// Logger; nil logs nothing.
 	Logger *slog.Logger

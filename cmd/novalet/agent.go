@@ -70,6 +70,12 @@ func runAgent(ctx context.Context, fs *pflag.FlagSet) error {
 	if err != nil {
 		return err
 	}
+	if bus := s.driver.Notify.Bus; bus != nil && s.driver.Notify.Enabled() {
+		if s.driver.NotifyTransport, err = oslomsg.Dial(withLogger(*bus, log)); err != nil {
+			return &exitError{exitConfig, fmt.Errorf("option [oslo_messaging_notifications] transport_url: %w", err)}
+		}
+		defer s.driver.NotifyTransport.Close()
+	}
 	h, err := openHost(s, svc, transport, log)
 	if err != nil {
 		return err
@@ -218,7 +224,7 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 	}
 	if h.agent, err = agent.Open(agent.Options{Host: s.host, StateDir: filepath.Join(s.stateDir, "records"), InstancesDir: s.stateDir,
 		Config: s.agent, Logger: log, Conductor: h.driver.Conductor(), Placement: freePlacement, Images: h.images, Network: svc.network,
-		Plugger: h.plugger, Runtime: h.engine}); err != nil {
+		Plugger: h.plugger, Runtime: h.engine, Notifier: h.driver.Notifier()}); err != nil {
 		return nil, fmt.Errorf("open the agent: %w", err)
 	}
 	h.driver.SetCompute(h.agent)

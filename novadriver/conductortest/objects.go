@@ -60,6 +60,20 @@ func (c *Conductor) act(o *ovo.Object, a actionArgs) (Row, any, *oslomsg.Failure
 	case "VirtualInterface.destroy":
 		c.tables[o.Name] = slices.DeleteFunc(c.tables[o.Name], func(r Row) bool { return r.Int("id") == o.Int("id") })
 		return Row{}, nil, nil
+	case "TaskLog.begin_task":
+		if c.taskLog(o.String("task_name"), o.Time("period_ending"), o.String("host")) != nil {
+			return nil, nil, novaFailure("TaskAlreadyRunning", "Task "+o.String("task_name")+" is already running", nil)
+		}
+		c.put(o.Name, Row(maps.Clone(o.Data)).Set(map[string]any{"state": "RUNNING"}))
+		return Row{}, nil, nil
+	case "TaskLog.end_task":
+		r := c.taskLog(o.String("task_name"), o.Time("period_ending"), o.String("host"))
+		if r == nil {
+			return nil, nil, novaFailure("TaskNotRunning", "Task "+o.String("task_name")+" is not running", nil)
+		}
+		r["message"], r["errors"] = o.Data["message"], o.Data["errors"]
+		r.Set(map[string]any{"state": "DONE"})
+		return Row{}, nil, nil
 	case "InstanceFault.create":
 		return c.create(o, nil), nil, nil
 	case "ConsoleAuthToken.authorize":
@@ -76,6 +90,16 @@ func (c *Conductor) act(o *ovo.Object, a actionArgs) (Row, any, *oslomsg.Failure
 		return nil, nil, novaFailure(o.Name+"NotFound", o.Name+" could not be found.", nil)
 	}
 	return nil, nil, &oslomsg.Failure{Module: "builtins", Class: "AttributeError", Message: o.Name + " has no " + a.Method}
+}
+
+// taskLog finds the record of a task for the period that ended then.
+func (c *Conductor) taskLog(task string, end time.Time, host string) Row {
+	for _, r := range c.find("TaskLog", "task_name", task) {
+		if at, err := ovo.ParseTime(r.Str("period_ending")); err == nil && at.Equal(end) && r.Str("host") == host {
+			return r
+		}
+	}
+	return nil
 }
 
 func instanceNotFound(uuid string) *oslomsg.Failure {
@@ -234,6 +258,24 @@ func (c *Conductor) classMethod(ctx oslomsg.Context, a actionArgs) (any, *osloms
 			}
 		}
 		return c.list("InstanceList", "Instance", rows), nil
+	case "InstanceList._get_active_by_window_joined":
+		begin, err := ovo.ParseTime(str(0))
+		if err != nil {
+			return nil, &oslomsg.Failure{Module: "builtins", Class: "ValueError", Message: err.Error()}
+		}
+		return c.list("InstanceList", "Instance", slices.DeleteFunc(c.find("Instance", "host", str(3)), func(r Row) bool {
+			at, err := ovo.ParseTime(r.Str("terminated_at"))
+			return err == nil && at.Before(begin)
+		})), nil
+	case "TaskLog.get":
+		end, err := ovo.ParseTime(str(2))
+		if err != nil {
+			return nil, &oslomsg.Failure{Module: "builtins", Class: "ValueError", Message: err.Error()}
+		}
+		if r := c.taskLog(str(0), end, str(3)); r != nil {
+			return c.object("TaskLog", r), nil
+		}
+		return nil, nil
 	case "MigrationList.get_by_filters":
 		var filters struct {
 			Source string   `json:"source_compute"`

@@ -101,7 +101,12 @@ func (t *amqpTransport) Publish(ctx context.Context, p Publishing) error {
 		if err != nil {
 			return err
 		}
-		err = pub.publish(ctx, p, time.Since(start))
+		if p.DeclareQueue {
+			err = pub.declare(&t.opt, t.log, p)
+		}
+		if err == nil {
+			err = pub.publish(ctx, p, time.Since(start))
+		}
 		switch {
 		case err == nil, errors.Is(err, ErrUnroutable), errors.Is(err, ErrRefused):
 			return err

@@ -79,18 +79,23 @@ var optionName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 // ReadOptions reads [DEFAULT] transport_url and [oslo_messaging_rabbit]. What
 // is wrong with them is told by cfg.Err.
 func ReadOptions(cfg *osloconf.Config) Options {
-	raw := cfg.Required(osloconf.DefaultSection, "transport_url")
+	return ReadOptionsAt(cfg, osloconf.DefaultSection, "transport_url")
+}
+
+// ReadOptionsAt is ReadOptions with the URL in another option, as notifications may have it.
+func ReadOptionsAt(cfg *osloconf.Config, section, name string) Options {
+	raw := cfg.Required(section, name)
 	if raw == "" {
 		return DefaultOptions()
 	}
 	u, err := ParseURL(raw)
 	if err != nil {
-		cfg.Errorf(osloconf.DefaultSection, "transport_url", "%s", strings.TrimPrefix(err.Error(), "transport_url: "))
+		cfg.Errorf(section, name, "%s", strings.TrimPrefix(err.Error(), "transport_url: "))
 		return DefaultOptions()
 	}
 	o := readSection(cfg, DefaultOptions())
 	o.URL = u
-	return o.override(cfg)
+	return o.override(cfg, section, name)
 }
 
 // readSection reads the options of the section over the defaults in o.
@@ -144,7 +149,7 @@ func readSection(cfg *osloconf.Config, o Options) Options {
 
 // override applies the options in the query of the URL. They are read as if
 // they stood in the section; options of other drivers are ignored.
-func (o Options) override(cfg *osloconf.Config) Options {
+func (o Options) override(cfg *osloconf.Config, section, name string) Options {
 	if len(o.URL.Query) == 0 {
 		return o
 	}
@@ -152,7 +157,7 @@ func (o Options) override(cfg *osloconf.Config) Options {
 	text.WriteString("[" + rabbitSection + "]\n")
 	for k, v := range o.URL.Query {
 		if !optionName.MatchString(k) || strings.ContainsAny(v, "\r\n") {
-			cfg.Errorf(osloconf.DefaultSection, "transport_url", "option %q after ? cannot be read", clip(k, 40))
+			cfg.Errorf(section, name, "option %q after ? cannot be read", clip(k, 40))
 			continue
 		}
 		// Quoted, so that the value is taken as it is.
@@ -160,14 +165,14 @@ func (o Options) override(cfg *osloconf.Config) Options {
 	}
 	q := osloconf.New()
 	if err := q.Add("transport_url", []byte(text.String())); err != nil {
-		cfg.Errorf(osloconf.DefaultSection, "transport_url", "the options after ? cannot be read")
+		cfg.Errorf(section, name, "the options after ? cannot be read")
 		return o
 	}
 	out := readSection(q, o)
 	out.URL = o.URL
 	if err := q.Err(); err != nil {
 		for line := range strings.Lines(err.Error()) {
-			cfg.Errorf(osloconf.DefaultSection, "transport_url", "%s", strings.TrimSpace(line))
+			cfg.Errorf(section, name, "%s", strings.TrimSpace(line))
 		}
 	}
 	return out

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -30,10 +31,31 @@ type publisher struct {
 
 	mu       sync.Mutex
 	channels map[string]*pubChannel // by exchange
+	declared map[Queue]bool
 }
 
 func newPublisher(conn *amqp.Connection, running *sync.WaitGroup) *publisher {
-	return &publisher{conn: conn, running: running, channels: map[string]*pubChannel{}}
+	return &publisher{conn: conn, running: running, channels: map[string]*pubChannel{}, declared: map[Queue]bool{}}
+}
+
+// declare makes the queue that p asks for, unless this connection has.
+func (b *publisher) declare(opt *Options, log *slog.Logger, p Publishing) error {
+	q := Queue{Name: p.RoutingKey, Kind: TopicQueue, Exchange: p.Exchange}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.declared[q] {
+		return nil
+	}
+	d := declarer{conn: b.conn, opt: opt, log: log.With("queue", q.Name)}
+	defer d.close()
+	if err := d.declare(q); err != nil {
+		if b.conn.IsClosed() {
+			return fmt.Errorf("%w: %w", errChannelLost, err)
+		}
+		return err
+	}
+	b.declared[q] = true
+	return nil
 }
 
 // publish sends p and waits for the broker's word. waited is how long the

@@ -66,6 +66,8 @@ type Publishing struct {
 	// Fanout marks an exchange made by its listeners only: that it is missing
 	// means that nobody listens, which is no error.
 	Fanout bool
+	// DeclareQueue makes the exchange and a TopicQueue named RoutingKey first, once on each connection.
+	DeclareQueue bool
 	// Expiration is the time the message may wait in a queue, counted from
 	// the call of Publish; 0: for ever.
 	Expiration time.Duration

@@ -119,6 +119,9 @@ func (b *Bus) route(p oslomsg.Publishing) (int, error) {
 	for _, tap := range b.taps {
 		tap(p)
 	}
+	if p.DeclareQueue {
+		b.declare(oslomsg.Queue{Name: p.RoutingKey, Kind: oslomsg.TopicQueue, Exchange: p.Exchange})
+	}
 	var names []string
 	if p.Exchange == "" {
 		if b.queues[p.RoutingKey] != nil {
