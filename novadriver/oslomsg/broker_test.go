@@ -103,6 +103,31 @@ func (b *broker) target() oslomsg.Target {
 	return oslomsg.Target{Exchange: b.exchange(), Topic: b.name, Server: "host1", Version: "6.0"}
 }
 
+// A notification waits in a queue that the sender made, also after the connection was lost.
+func TestNotifyKeepsMessages(t *testing.T) {
+	b := newBroker(t)
+	ch := b.raw()
+	queue := b.name + ".error"
+	t.Cleanup(func() {
+		ch.QueueDelete(queue, false, false, false)
+		ch.ExchangeDelete(b.exchange(), false, false)
+	})
+	p := newProxy(t, b.addr)
+	p.up()
+	tr := b.via(p).dial()
+	for _, event := range []string{"one", "two"} {
+		n := &oslomsg.Notification{Publisher: "compute.host1", Event: event, Priority: "ERROR", Payload: map[string]any{}, At: time.Now()}
+		if err := oslomsg.Notify(t.Context(), tr, b.exchange(), b.name, n, oslomsg.Context{}, true); err != nil {
+			t.Fatal(err)
+		}
+		d, ok, err := ch.Get(queue, true)
+		if err != nil || !ok || !strings.Contains(string(d.Body), event) || d.ContentType != "application/json" || d.DeliveryMode != amqp.Persistent {
+			t.Fatalf("%s: queue gave %v %s, %v", event, ok, d.Body, err)
+		}
+		p.reset()
+	}
+}
+
 // tidy removes a queue and the exchange at the end.
 func (b *broker) tidy() {
 	ch := b.raw()

@@ -94,6 +94,68 @@ func TestInteropClient(t *testing.T) {
 	}
 }
 
+// A stock oslo.messaging listener hears our notifications, in both forms of the message, also one that was sent before
+// it came.
+func TestInteropNotification(t *testing.T) {
+	py := python(t)
+	b := newBroker(t)
+	ch := b.raw()
+	t.Cleanup(func() {
+		ch.QueueDelete(b.name+".info", false, false, false)
+		ch.ExchangeDelete(b.exchange(), false, false)
+	})
+	tr := b.dial()
+	rctx := oslomsg.AdminContext(time.Now())
+	rctx.Set("request_id", "req-1")
+	rctx.Set("auth_token", "SECRET")
+	send := func(event string, envelope bool) {
+		t.Helper()
+		err := oslomsg.Notify(t.Context(), tr, b.exchange(), b.name, &oslomsg.Notification{Publisher: "compute.host1", Event: event, Priority: "INFO",
+			Payload: map[string]any{"text": "<ü>"}, At: time.Now()}, rctx, envelope)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	send("first", true)
+	cmd := exec.Command(py, "testdata/interop.py", "listener", os.Getenv("NOVALET_AMQP_URL"), b.exchange(), b.name, "host1")
+	cmd.Stderr = b.log
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("listener: %v", err)
+		}
+	}()
+	lines := bufio.NewReader(stdout)
+	for _, event := range []string{"first", "second", "third"} {
+		if event != "first" {
+			send(event, event == "second")
+		}
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatalf("%v\n%s", err, b.log)
+		}
+		for _, part := range []string{`"request_id": "req-1"`, `"compute.host1", "` + event + `", {"text": "<\u00fc>"}, ["message_id", "timestamp"]`} {
+			if !strings.Contains(line, part) {
+				t.Errorf("%s: the listener heard %s", event, line)
+			}
+		}
+		if strings.Contains(line, "SECRET") {
+			t.Error("the token is in the notification")
+		}
+	}
+}
+
 // Our client calls a stock oslo.messaging server.
 func TestInteropServer(t *testing.T) {
 	py := python(t)

@@ -2,6 +2,7 @@
 
 interop.py server URL EXCHANGE TOPIC SERVER    serve until stdin ends
 interop.py client URL EXCHANGE TOPIC SERVER    make some calls, print what came back as JSON lines
+interop.py listener URL EXCHANGE TOPIC SERVER  print notifications of TOPIC as JSON lines until stdin ends
 """
 import json
 import sys
@@ -79,7 +80,24 @@ def call():
     show('unmonitored', lambda: client.prepare(timeout=1).call(ctxt, 'slow'))
 
 
+class Ear:
+    def info(self, ctxt, publisher_id, event_type, payload, metadata):
+        print(json.dumps([ctxt, publisher_id, event_type, payload, sorted(metadata)], sort_keys=True), flush=True)
+
+
+def listen():
+    listener = oslo_messaging.get_notification_listener(
+        oslo_messaging.get_notification_transport(CONF, url=URL), [oslo_messaging.Target(topic=TOPIC)], [Ear()],
+        executor='threading')
+    listener.start()
+    sys.stdin.read()
+    listener.stop()
+    listener.wait()
+
+
 if ROLE == 'server':
     serve()
+elif ROLE == 'listener':
+    listen()
 else:
     call()
