@@ -220,17 +220,46 @@ func (in *instance) stop(timeout time.Duration) error {
 		if sig <= 0 {
 			sig = unix.SIGTERM
 		}
-		if err := in.signal(sig); err != nil {
+		if err := in.ask(sig, timeout); err != nil {
 			return fmt.Errorf("signal init: %w", err)
 		}
-		t := time.NewTimer(timeout)
-		defer t.Stop()
 		select {
 		case <-in.exited:
 			return nil
-		case <-t.C:
+		default:
 		}
 	}
 	in.kill()
 	return nil
+}
+
+// ask sends init the signal and waits for the end or the timeout. A machine's init is asked again and again, ever more
+// rarely: the kernel drops a signal to the first process of a pid namespace that does not listen to it yet, as one that
+// began a moment ago, and being asked twice to shut down is nothing to any of them. To a program it may mean "at once".
+func (in *instance) ask(sig unix.Signal, timeout time.Duration) error {
+	t := time.NewTimer(timeout)
+	defer t.Stop()
+	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		if err := in.signal(sig); err != nil {
+			return err
+		}
+		var next <-chan time.Time
+		if in.machine() {
+			next = time.After(pause)
+		}
+		select {
+		case <-in.exited:
+			return nil
+		case <-t.C:
+			return nil
+		case <-next:
+		}
+	}
+}
+
+// machine says that init is the image's own.
+func (in *instance) machine() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.started != nil && in.started.Machine
 }
