@@ -73,7 +73,7 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	for _, w := range res.Warnings {
 		log.Warn("image", "warning", w)
 	}
-	if err := s.publish(rec, res, applied, work); err != nil {
+	if err := s.publish(ctx, rec, res, applied, work); err != nil {
 		return diskError(err)
 	}
 	log.Info("image ready", "format", res.Format, "layers", len(res.Order), "bytes", d.off.Load(),

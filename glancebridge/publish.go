@@ -1,6 +1,7 @@
 package glancebridge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -21,7 +22,7 @@ var atStage = func(string) {}
 
 // publish moves the layers of an image that was read whole and verified into the store, each by one rename, then
 // writes the image's record. Layers that were stored meanwhile by somebody else win over ours.
-func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, work string) error {
+func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, work string) error {
 	if err := checkMachine(rec.ID, s.o.Arch, res); err != nil {
 		return err
 	}
@@ -37,11 +38,13 @@ func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.Appl
 		HasConfig: res.HasConfig, HashAlgo: rec.HashAlgo, HashValue: rec.HashValue, Download: rec.Size,
 		MinDiskGB: rec.MinDiskGB, MinRAMMB: rec.MinRAMMB, VirtualSize: max(rec.VirtualSize, res.VirtualSize),
 		Properties: rec.Properties, LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
+	var trees []layerTree
 	for _, i := range res.Order {
 		p, a := streamed[i], byIndex[i]
 		if p == nil || a == nil || !validLayerID(p.ID) {
 			return fmt.Errorf("publish image: the helpers disagree about layer %d", i)
 		}
+		t := layerTree{p: p, a: a, dir: filepath.Join(work, "layers", strconv.Itoa(i))}
 		if p.Skipped {
 			s.mu.Lock()
 			have := s.layers[p.ID] != nil
@@ -49,9 +52,20 @@ func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.Appl
 			if !have {
 				return fmt.Errorf("publish image: layer %s is gone", p.ID)
 			}
+			t.stored = filepath.Join(s.layerDir(p.ID), "fs")
 		}
-		m := s.layerMetaOf(p, a)
-		tree := filepath.Join(work, "layers", strconv.Itoa(i))
+		trees = append(trees, t)
+	}
+	if len(trees) > maxStack {
+		id, err := s.squash(ctx, rec.ID, trees[:len(trees)-keepAbove], work)
+		if err != nil {
+			return err
+		}
+		img.Layers, trees = []string{id}, trees[len(trees)-keepAbove:]
+	}
+	for _, t := range trees {
+		a, tree := t.a, t.dir
+		m := s.layerMetaOf(t.p, a)
 		if len(a.Links) > 0 {
 			// Copies of files below make the tree depend on what is below.
 			if err := s.borrow(m, tree, a.Links, img.Layers); err != nil {
@@ -64,6 +78,7 @@ func (s *Store) publish(rec *ImageRecord, res *layer.Result, applied *layer.Appl
 		atStage("layer published")
 		img.Layers = append(img.Layers, m.ID)
 	}
+	img.Layers = once(img.Layers)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	img.Init = s.findInit(img.Layers)
@@ -113,6 +128,18 @@ func (s *Store) publishLayer(m *layerMeta, tree string, opaque []string, work st
 		return fmt.Errorf("publish layer: %s is in the way", m.ID)
 	}
 	return nil
+}
+
+// once leaves the topmost of equal layers: the kernel refuses a stack that holds one twice (ELOOP, ovl_setup_trap in
+// fs/overlayfs/super.c). What the lower one adds, deletes and hides, the upper one does too.
+func once(ids []string) []string {
+	var out []string
+	for i, id := range ids {
+		if !slices.Contains(ids[i+1:], id) {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 func validLayerID(id string) bool {

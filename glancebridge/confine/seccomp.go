@@ -24,7 +24,7 @@ var baseCalls = []uintptr{
 var writeCalls = []uintptr{
 	unix.SYS_OPENAT, unix.SYS_FCHOWN, unix.SYS_FCHMOD, unix.SYS_UTIMENSAT, unix.SYS_OPENAT2, unix.SYS_MKDIRAT,
 	unix.SYS_SYMLINKAT, unix.SYS_LINKAT, unix.SYS_MKNODAT, unix.SYS_UNLINKAT, unix.SYS_FCHOWNAT, unix.SYS_FCHMODAT,
-	unix.SYS_FSETXATTR, sysFstatat, unix.SYS_GETDENTS64, unix.SYS_FALLOCATE,
+	unix.SYS_FSETXATTR, unix.SYS_FLISTXATTR, unix.SYS_FREMOVEXATTR, sysFstatat, unix.SYS_GETDENTS64, unix.SYS_FALLOCATE,
 }
 
 // forbidden calls end the process: no honest path leads to them, so whoever makes one is not us any more.

@@ -214,7 +214,14 @@ func (a *applier) end() error {
 		a.pending = left
 	}
 	a.dirs.close()
-	for _, t := range a.dirTimes {
+	last := make(map[string]int, len(a.dirTimes))
+	for i, t := range a.dirTimes {
+		last[t.name] = i
+	}
+	for i, t := range a.dirTimes {
+		if last[t.name] != i {
+			continue // described again later
+		}
 		if err := a.setDirTime(t); err != nil {
 			return err
 		}
@@ -280,10 +287,10 @@ func (a *applier) entry(e *Entry, d *Decoder) error {
 		if e.Type != TypeDirectory {
 			return Refuse("the image's root is no directory")
 		}
-		return a.dirMeta(a.root, "", e)
+		return a.dirMeta(a.root, "", e, a.flags&FlagMerge != 0)
 	}
 	dir, base := splitName(name)
-	if a.flags&FlagWhiteouts != 0 && strings.HasPrefix(base, whiteoutPrefix) {
+	if a.flags&(FlagWhiteouts|FlagMerge) != 0 && strings.HasPrefix(base, whiteoutPrefix) {
 		if err := a.w.wait(); err != nil {
 			return err
 		}
@@ -346,7 +353,7 @@ func (a *applier) clear(parent *dirFD, base string) error {
 
 func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 	err := unix.Mkdirat(parent.fd, base, 0o700)
-	opaque := false
+	opaque, again := false, false
 	if err == unix.EEXIST {
 		var st unix.Stat_t
 		if err := unix.Fstatat(parent.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -360,7 +367,7 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 			}
 			err = unix.Mkdirat(parent.fd, base, 0o700)
 		} else {
-			err = nil
+			err, again = nil, true
 		}
 	}
 	if err != nil {
@@ -375,7 +382,7 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 	if err != nil {
 		return err
 	}
-	if err := a.dirMeta(fd, name, e); err != nil {
+	if err := a.dirMeta(fd, name, e, again && a.flags&FlagMerge != 0); err != nil {
 		unix.Close(fd)
 		return err
 	}
@@ -384,8 +391,20 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 	return err
 }
 
-// dirMeta sets what belongs to a directory; its time waits for the end, since every later entry changes it.
-func (a *applier) dirMeta(fd int, name string, e *Entry) error {
+// dirMeta sets what belongs to a directory; its time waits for the end, since every later entry changes it. bare takes
+// away first what it has from the layer below.
+func (a *applier) dirMeta(fd int, name string, e *Entry, bare bool) error {
+	if bare {
+		if err := strip(fd); err != nil {
+			return err
+		}
+		if a.o.Owners {
+			// The plan takes a directory for one that was made a moment ago.
+			if err := unix.Fchown(fd, 0, 0); err != nil {
+				return fmt.Errorf("set owner: %w", err)
+			}
+		}
+	}
 	t := dirTime{name: name, ts: timespecs(e)}
 	early := *e
 	if e.Mode&unix.S_ISGID != 0 {

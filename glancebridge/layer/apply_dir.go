@@ -197,6 +197,8 @@ func readNames(fd int) ([]string, error) {
 // xattr for a directory that starts empty. Marks act on the layers below only, in whatever order they come.
 func (a *applier) whiteout(dir, base string) error {
 	switch {
+	case a.flags&FlagMerge != 0:
+		return a.remove(dir, base)
 	case base == whiteoutOpaque:
 		if _, err := a.dirs.get(dir); err != nil {
 			return nameError("make", dir, err)

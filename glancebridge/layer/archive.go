@@ -19,8 +19,8 @@ import (
 const (
 	maxDocument  = 4 << 20 // bytes of one JSON document
 	maxDocuments = 32 << 20
-	maxMembers   = 10_000
-	maxLayers    = 500 // what the kernel stacks
+	maxMembers   = 20_000
+	maxLayers    = 2000
 )
 
 // StreamLayer is one layer that went through the encoder.
@@ -403,7 +403,7 @@ func (c *container) member(name string, size int64, r io.Reader) error {
 
 func (c *container) layer(name string, wrapper Format, r io.Reader) error {
 	if len(c.layers) >= maxLayers {
-		return Refuse("the image has more than %d layers; squash it", maxLayers)
+		return Refuse("the archive has more than %d layers; squash the image", maxLayers)
 	}
 	l := StreamLayer{Index: len(c.layers)}
 	blob := newHashReader(r)

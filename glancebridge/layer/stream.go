@@ -52,6 +52,9 @@ const (
 const (
 	// FlagWhiteouts: names beginning with ".wh." are deletions, as in the layers of container images.
 	FlagWhiteouts = 1 << iota
+	// FlagMerge: the stream holds the trees of several layers, base first, and what it makes is one that has no deletions
+	// in it: a deletion, given before the other entries of its layer, acts on what is there.
+	FlagMerge
 )
 
 // errFrame is the base of all errors about a malformed stream.
