@@ -139,4 +139,6 @@ type InstanceUpdate struct {
 	// Expected lists the task_states the row may be in (TaskNone for null); nil asks for no check. When the
 	// row is in none of them the save fails with ErrTaskState, or ErrInstanceGone if it is being deleted.
 	Expected []TaskState
+	// Deleted lets the save reach a row that is marked deleted already.
+	Deleted bool
 }

@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"context"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/fake"
 )
 
 func TestBoot(t *testing.T) {
@@ -71,5 +74,45 @@ func TestBootThenDelete(t *testing.T) {
 	}
 	if calls > 6 {
 		t.Errorf("%d conductor calls for a delete, want 6 at most", calls)
+	}
+}
+
+// What an order protects: an address is given away only when nothing on this host uses it any more, a host's resources
+// only when they are free, and the row goes last, so that whoever saw the server go finds its ports gone.
+func TestDeleteOrder(t *testing.T) {
+	l := newLab(t)
+	uuid := l.boot()
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	l.h.Faults.Hook(func(_ context.Context, name string, p fake.Phase) {
+		if p != fake.Before {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		seen[name] = true
+		switch name {
+		case "NetworkAPI.Deallocate":
+			if plugs := l.world.Plugs(uuid); len(plugs) > 0 {
+				t.Errorf("ports are freed while %v is plugged", plugs)
+			}
+		case "Placement.DeleteAllocation":
+			if s := l.world.State(uuid); s != "" {
+				t.Errorf("the allocation is freed while the container is %s", s)
+			}
+		case "Conductor.DestroyInstance":
+			if ports := l.world.Ports(uuid); len(ports) > 0 || l.world.State(uuid) != "" {
+				t.Errorf("the row goes before ports %v or the container", ports)
+			}
+		}
+	})
+	l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+	l.awaitGone(uuid)
+	mu.Lock()
+	defer mu.Unlock()
+	for _, name := range []string{"NetworkAPI.Deallocation", "NetworkAPI.Deallocate", "Placement.DeleteAllocation", "Conductor.DestroyInstance"} {
+		if !seen[name] {
+			t.Errorf("%s was not called", name)
+		}
 	}
 }

@@ -273,7 +273,7 @@ func TestDeleteDuringBuild(t *testing.T) {
 
 // Each step of a delete fails once in a passing way, or the agent is killed at it: in the end nothing is left.
 func TestDeleteIsFinished(t *testing.T) {
-	steps := []string{"Runtime.Destroy", "ImageStore.Release", "VIFPlugger.Unplug", "NetworkAPI.Deallocate", "Conductor.DeleteVIFs",
+	steps := []string{"Runtime.Destroy", "ImageStore.Release", "VIFPlugger.Unplug", "NetworkAPI.Deallocation", "NetworkAPI.Deallocate", "Conductor.DeleteVIFs",
 		"Conductor.SaveInstance", "Conductor.DestroyInstance", "Placement.DeleteAllocation"}
 	for _, step := range steps {
 		for _, phase := range []fake.Phase{fake.Before, fake.After} {
@@ -300,6 +300,9 @@ func TestDeleteIsFinished(t *testing.T) {
 				l.checkNothingLeft(uuid)
 				if l.world.Allocated(uuid) {
 					t.Error("allocation is left")
+				}
+				if r := l.world.Row(uuid); r.VMState != novalet.VMDeleted || r.TerminatedAt == nil {
+					t.Errorf("the row's last state is %s, ended %v", r.VMState, r.TerminatedAt)
 				}
 			})
 		}

@@ -10,6 +10,11 @@ import (
 	"github.com/novalet/novalet"
 )
 
+// portFinder is what a NetworkAPI that can look for an instance's ports ahead of time has beside the contract.
+type portFinder interface {
+	Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance) (func(context.Context, novalet.NetworkInfo) error, error)
+}
+
 // freePortsTime is how long a delete waits for Neutron before it goes on without; what is left is tried again later.
 const freePortsTime = 20 * time.Second
 
@@ -17,7 +22,9 @@ const freePortsTime = 20 * time.Second
 // the instance is already gone, here or in Nova.
 //
 // The host's side of the interfaces is unplugged before the ports are freed, so that an address given to somebody
-// else is never used by two. The ports, the allocation and the container go side by side.
+// else is never used by two. The ports and the container go side by side; Neutron is asked for the ports meanwhile. What
+// the instance took in Placement goes once the container has ended. The row goes before its last state is written: that
+// one is read by nobody who waits for the delete.
 func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operation) error {
 	t := newTiming(a.now())
 	inst := in.view()
@@ -39,12 +46,15 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	a.tell(in, op.Context, novalet.ActionDelete, novalet.PhaseStart)
 	a.tell(in, op.Context, novalet.ActionShutdown, novalet.PhaseStart)
 	var destroyErr error
-	var wg sync.WaitGroup
-	done := t.start("host_and_network")
+	var wg, allocation sync.WaitGroup
 	wg.Go(func() {
-		if destroyErr = a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}); destroyErr != nil {
+		gone := t.start("container")
+		destroyErr = a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{})
+		gone()
+		if destroyErr != nil {
 			return
 		}
+		allocation.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 		err := a.images.Release(ctx, in.uuid)
 		if rescued {
 			err = errors.Join(err, a.images.Release(ctx, rescueLease(in.uuid)))
@@ -54,19 +64,13 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 			left.Image = true
 		}
 	})
-	wg.Go(func() {
-		if err := a.unplugAll(ctx, in.uuid, info); err != nil {
-			in.log.Warn("interfaces stay plugged", "err", err)
-			left.Plugs = true
-		}
-		left.Ports = a.freePorts(ctx, op.Context, in, inst, left.Info) != nil
-	})
+	wg.Go(func() { left.Plugs, left.Ports = a.dropInterfaces(ctx, in, t, op.Context, inst, info, left.Info) })
 	var rowErr error
 	if ctx.Err() == nil {
 		wg.Go(func() { rowErr = a.dropVIFRows(ctx, in, op.Context) })
 	}
 	wg.Wait()
-	done()
+	defer allocation.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {
 		return errShutdown
 	}
@@ -77,7 +81,6 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 		in.log.Warn("interface rows stay", "err", rowErr)
 	}
 	a.tell(in, op.Context, novalet.ActionShutdown, novalet.PhaseEnd)
-	wg.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 	if console {
 		wg.Go(func() {
 			err := a.insist(ctx, in.log, "clean console tokens", func(ctx context.Context) error {
@@ -88,10 +91,11 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 			}
 		})
 	}
-	done = t.start("row")
+	done := t.start("row")
 	err := a.deleteRow(ctx, in, op.Context)
 	done()
 	wg.Wait()
+	allocation.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {
 		return errShutdown
 	}
@@ -119,15 +123,38 @@ func (in *instance) forgetHere(left *pending) {
 	})
 }
 
-// freePorts frees the instance's ports, with a bound on the time that a delete waits for Neutron.
-func (a *Agent) freePorts(ctx context.Context, rc novalet.RequestContext, in *instance, inst *novalet.Instance, info novalet.NetworkInfo) error {
-	ctx, cancel := context.WithTimeout(ctx, freePortsTime)
+// dropInterfaces unplugs the host's side of the interfaces, then frees the ports, with a bound on the time that a delete
+// waits for Neutron. It tells what is left of each.
+func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info, free novalet.NetworkInfo) (plugs, ports bool) {
+	portsCtx, cancel := context.WithTimeout(ctx, freePortsTime)
 	defer cancel()
-	err := a.network.Deallocate(ctx, rc, inst, info)
+	deallocate := func(ctx context.Context, info novalet.NetworkInfo) error {
+		return a.network.Deallocate(ctx, rc, inst, info)
+	}
+	var finding sync.WaitGroup
+	var err error
+	if f, ok := a.network.(portFinder); ok {
+		finding.Go(func() {
+			defer t.start("find_ports")()
+			deallocate, err = f.Deallocation(portsCtx, rc, inst)
+		})
+	}
+	done := t.start("unplug")
+	if uerr := a.unplugAll(ctx, in.uuid, info); uerr != nil {
+		in.log.Warn("interfaces stay plugged", "err", uerr)
+		plugs = true
+	}
+	done()
+	finding.Wait()
+	if err == nil {
+		done = t.start("free_ports")
+		err = deallocate(portsCtx, free)
+		done()
+	}
 	if err != nil && a.ctx.Err() == nil {
 		in.log.Warn("ports are not freed yet", "err", err)
 	}
-	return err
+	return plugs, err != nil
 }
 
 func (a *Agent) dropVIFRows(ctx context.Context, in *instance, rc novalet.RequestContext) error {
@@ -139,27 +166,25 @@ func (a *Agent) dropVIFRows(ctx context.Context, in *instance, rc novalet.Reques
 	})
 }
 
-// deleteRow marks the instance deleted, then the row.
+// deleteRow marks the row deleted, then writes its last state.
 func (a *Agent) deleteRow(ctx context.Context, in *instance, rc novalet.RequestContext) error {
-	err := a.save(ctx, in, rc, nil, map[string]any{
-		"vm_state": novalet.VMDeleted, "task_state": nil, "power_state": novalet.PowerNoState, "terminated_at": a.now().UTC(),
+	err := a.insist(ctx, in.log, "destroy instance", func(ctx context.Context) error {
+		return a.conductor.DestroyInstance(ctx, rc, in.uuid)
 	})
-	if errors.Is(err, novalet.ErrInstanceGone) {
-		return nil
+	if err != nil && !errors.Is(err, novalet.ErrInstanceGone) {
+		return fmt.Errorf("destroy row: %w", err)
 	}
-	if err != nil {
+	last := &novalet.InstanceUpdate{UUID: in.uuid, Deleted: true, Fields: map[string]any{
+		"vm_state": novalet.VMDeleted, "task_state": nil, "power_state": novalet.PowerNoState, "terminated_at": a.now().UTC(),
+	}}
+	err = a.insist(ctx, in.log, "save deleted", func(ctx context.Context) error { return a.conductor.SaveInstance(ctx, rc, last) })
+	if err != nil && !errors.Is(err, novalet.ErrInstanceGone) {
 		return fmt.Errorf("save deleted: %w", err)
 	}
 	in.set(func(r *record) {
 		r.Instance.VMState, r.Instance.TaskState, r.Instance.PowerState = novalet.VMDeleted, novalet.TaskNone, novalet.PowerNoState
 	})
 	in.setPower(novalet.PowerNoState)
-	err = a.insist(ctx, in.log, "destroy instance", func(ctx context.Context) error {
-		return a.conductor.DestroyInstance(ctx, rc, in.uuid)
-	})
-	if err != nil && !errors.Is(err, novalet.ErrInstanceGone) {
-		return fmt.Errorf("destroy row: %w", err)
-	}
 	return nil
 }
 

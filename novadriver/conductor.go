@@ -94,7 +94,11 @@ func (c *conductor) SaveInstance(ctx context.Context, rc novalet.RequestContext,
 		}
 		kwargs["expected_task_state"] = states
 	}
-	a, err := c.d.rpc.object(ctx, c.d.requestContext(rc), o, "save", nil, kwargs)
+	rctx := c.d.requestContext(rc)
+	if u.Deleted {
+		rctx.Set("read_deleted", "yes")
+	}
+	a, err := c.d.rpc.object(ctx, rctx, o, "save", nil, kwargs)
 	if err != nil && a.repeated && wroteIt(err, fields) {
 		return nil
 	}

@@ -85,6 +85,10 @@ func TestSaveInstance(t *testing.T) {
 	if err := save(map[string]any{"task_state": novalet.TaskNone}); !errors.Is(err, novalet.ErrInstanceGone) {
 		t.Errorf("deleted: %v", err)
 	}
+	final := &novalet.InstanceUpdate{UUID: instUUID, Fields: map[string]any{"vm_state": novalet.VMDeleted}, Deleted: true}
+	if err := c.SaveInstance(b.ctx(), rc, final); err != nil || b.conductor.Find("Instance", "uuid", instUUID)[0].Str("vm_state") != "deleted" {
+		t.Errorf("the last state of a deleted row is not written: %v", err)
+	}
 }
 
 // A save whose answer was lost is repeated; when the first one was carried out the second one's refusal shows it.

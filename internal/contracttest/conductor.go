@@ -68,8 +68,11 @@ func Conductor(t *testing.T, fixture func(t *testing.T) *ConductorFixture) {
 		twice(t, "destroy", func() error { return f.Conductor.DestroyInstance(ctx, rc, row.UUID) })
 		err := f.Conductor.SaveInstance(ctx, rc, &novalet.InstanceUpdate{UUID: row.UUID, Fields: building})
 		is(t, "save", err, novalet.ErrInstanceGone)
+		twice(t, "save of a deleted row", func() error {
+			return f.Conductor.SaveInstance(ctx, rc, &novalet.InstanceUpdate{UUID: row.UUID, Fields: map[string]any{"vm_state": novalet.VMDeleted}, Deleted: true})
+		})
 		got, err := f.Conductor.Instances(ctx, []string{row.UUID, nobody})
-		if err != nil || len(got) != 1 || !got[0].Deleted {
+		if err != nil || len(got) != 1 || !got[0].Deleted || got[0].VMState != novalet.VMDeleted {
 			t.Errorf("instances %+v, %v; want the deleted one alone", got, err)
 		}
 		_, err = f.Conductor.Instance(ctx, nobody)

@@ -408,6 +408,15 @@ func (n *Network) Deallocate(ctx context.Context, _ novalet.RequestContext, inst
 	return n.f.leave(ctx, "NetworkAPI.Deallocate")
 }
 
+// Deallocation is Deallocate in two halves: looking for the ports, and freeing them.
+func (n *Network) Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance) (func(context.Context, novalet.NetworkInfo) error, error) {
+	if err := n.f.enter(ctx, "NetworkAPI.Deallocation"); err != nil {
+		return nil, err
+	}
+	free := func(ctx context.Context, info novalet.NetworkInfo) error { return n.Deallocate(ctx, rc, inst, info) }
+	return free, n.f.leave(ctx, "NetworkAPI.Deallocation")
+}
+
 // Release implements novalet.NetworkAPI.
 func (n *Network) Release(ctx context.Context, _ novalet.RequestContext, _ *novalet.Instance, vif *novalet.VIF) error {
 	if err := n.f.enter(ctx, "NetworkAPI.Release"); err != nil {

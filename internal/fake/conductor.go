@@ -160,7 +160,7 @@ func (c *Conductor) save(u *novalet.InstanceUpdate) error {
 	c.cmu.Lock()
 	defer c.cmu.Unlock()
 	r, ok := c.rows[u.UUID]
-	if !ok || r.Deleted {
+	if !ok || r.Deleted && !u.Deleted {
 		return fmt.Errorf("save instance %s: %w", u.UUID, novalet.ErrInstanceGone)
 	}
 	if u.Expected != nil && !slices.Contains(u.Expected, r.TaskState) {

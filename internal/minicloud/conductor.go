@@ -62,7 +62,7 @@ func (c *Cloud) objectAction(ctx oslomsg.Context, raw json.RawMessage) (any, *os
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	updates, f := c.actLocked(o, a.Method, a.Kwargs)
+	updates, f := c.actLocked(ctx, o, a.Method, a.Kwargs)
 	if f != nil {
 		return nil, f
 	}
@@ -74,10 +74,10 @@ func (c *Cloud) objectAction(ctx oslomsg.Context, raw json.RawMessage) (any, *os
 	return []any{updates, nil}, nil
 }
 
-func (c *Cloud) actLocked(o *ovo.Object, method string, kwargs map[string]json.RawMessage) (map[string]json.RawMessage, *oslomsg.Failure) {
+func (c *Cloud) actLocked(ctx oslomsg.Context, o *ovo.Object, method string, kwargs map[string]json.RawMessage) (map[string]json.RawMessage, *oslomsg.Failure) {
 	switch o.Name + "." + method {
 	case "Instance.save":
-		return c.saveInstanceLocked(o, kwargs["expected_task_state"])
+		return c.saveInstanceLocked(o, kwargs["expected_task_state"], ctx.String("read_deleted") == "yes")
 	case "Instance.destroy":
 		r, f := c.rowLocked(o.String("uuid"))
 		if f != nil {
@@ -178,13 +178,13 @@ func (c *Cloud) rowLocked(id string) (*row, *oslomsg.Failure) {
 }
 
 // saveInstanceLocked is Instance.save with its compare-and-swap on task_state.
-func (c *Cloud) saveInstanceLocked(o *ovo.Object, expected json.RawMessage) (map[string]json.RawMessage, *oslomsg.Failure) {
+func (c *Cloud) saveInstanceLocked(o *ovo.Object, expected json.RawMessage, deleted bool) (map[string]json.RawMessage, *oslomsg.Failure) {
 	id := o.String("uuid")
 	r, f := c.rowLocked(id)
 	if f != nil {
 		return nil, f
 	}
-	if r.instance.Bool("deleted") {
+	if r.instance.Bool("deleted") && !deleted {
 		return nil, failure("InstanceNotFound", "Instance "+id+" could not be found.", map[string]any{"instance_id": id, "code": 404})
 	}
 	var want []*string

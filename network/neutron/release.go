@@ -16,15 +16,32 @@ const maxParallel = 8
 
 // Deallocate implements novalet.NetworkAPI.
 func (a *API) Deallocate(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo) error {
+	free, err := a.Deallocation(ctx, rc, inst)
+	if err != nil {
+		return err
+	}
+	return free(ctx, info)
+}
+
+// Deallocation is the first half of Deallocate, which changes nothing: it finds the ports of the instance. The function
+// it returns frees them. So they can be looked for while the host's side of them is still being taken down.
+func (a *API) Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance) (func(context.Context, novalet.NetworkInfo) error, error) {
 	ctx = withRequest(ctx, rc)
 	admin, err := a.admin(ctx)
 	if err != nil {
-		return fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
+		return nil, fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
 	}
 	ports, err := a.instancePorts(ctx, admin, inst)
 	if err != nil {
-		return fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
+		return nil, fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
 	}
+	return func(ctx context.Context, info novalet.NetworkInfo) error {
+		return a.free(withRequest(ctx, rc), rc, admin, inst, ports, info)
+	}, nil
+}
+
+// free deletes the ports, and unbinds those that info says were there before the instance.
+func (a *API) free(ctx context.Context, rc novalet.RequestContext, admin *caller, inst *novalet.Instance, ports []*port, info novalet.NetworkInfo) error {
 	preserve := map[string]bool{}
 	for _, v := range info {
 		if v.PreserveOnDelete {
@@ -41,8 +58,7 @@ func (a *API) Deallocate(ctx context.Context, rc novalet.RequestContext, inst *n
 		}
 		g.Go(func() error { return a.unbind(gctx, admin, a.userOrNil(ctx, rc), p.ID, p.NetworkID, p.Profile) })
 	}
-	err = errors.Join(deletePorts(ctx, admin, drop), g.Wait())
-	if err != nil {
+	if err := errors.Join(deletePorts(ctx, admin, drop), g.Wait()); err != nil {
 		return fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
 	}
 	return nil

@@ -280,7 +280,7 @@ func (c *Conductor) objectAction(_ context.Context, d *oslomsg.Delivery) {
 		return
 	}
 	c.mu.Lock()
-	updates, result, failure := c.act(o, a)
+	updates, result, failure := c.act(d.Context, o, a)
 	c.mu.Unlock()
 	switch {
 	case fate.Lost:

@@ -13,7 +13,7 @@ import (
 )
 
 // act carries out an instance method.
-func (c *Conductor) act(o *ovo.Object, a actionArgs) (Row, any, *oslomsg.Failure) {
+func (c *Conductor) act(ctx oslomsg.Context, o *ovo.Object, a actionArgs) (Row, any, *oslomsg.Failure) {
 	switch o.Name + "." + a.Method {
 	case "Service.create":
 		for _, r := range c.find("Service", "host", o.String("host")) {
@@ -35,7 +35,7 @@ func (c *Conductor) act(o *ovo.Object, a actionArgs) (Row, any, *oslomsg.Failure
 		}
 		return c.create(o, nil), nil, nil
 	case "Instance.save":
-		return c.saveInstance(o, a)
+		return c.saveInstance(o, a, ctx.String("read_deleted") == "yes")
 	case "Instance.destroy":
 		r := c.instance(o.String("uuid"), false)
 		if r == nil || !o.Has("id") {
@@ -167,9 +167,9 @@ func (c *Conductor) saveService(o *ovo.Object) (Row, any, *oslomsg.Failure) {
 	return nil, nil, novaFailure("ServiceNotFound", "Service could not be found.", nil)
 }
 
-func (c *Conductor) saveInstance(o *ovo.Object, a actionArgs) (Row, any, *oslomsg.Failure) {
+func (c *Conductor) saveInstance(o *ovo.Object, a actionArgs, deleted bool) (Row, any, *oslomsg.Failure) {
 	uuid := o.String("uuid")
-	r := c.instance(uuid, false)
+	r := c.instance(uuid, deleted)
 	if r == nil {
 		return nil, nil, instanceNotFound(uuid)
 	}
