@@ -20,6 +20,9 @@ type Limits struct {
 	// RootBytes and RootInodes bound what the instance writes to its root.
 	RootBytes  int64 `json:"root_bytes,omitempty"`
 	RootInodes int64 `json:"root_inodes,omitempty"`
+	// EphemeralBytes are the sizes of further file systems of the instance's own, empty at first: mounted at /mnt,
+	// /mnt1, /mnt2 and so on, each with a limit of its own. They are made by Create and go with the root.
+	EphemeralBytes []int64 `json:"ephemeral_bytes,omitempty"`
 	// Disk throughput in bytes and operations a second (quota:disk_*).
 	ReadBPS, WriteBPS, ReadIOPS, WriteIOPS int64 `json:",omitempty"`
 }
@@ -120,6 +123,7 @@ type ContainerStats struct {
 	DiskReadOps           int64
 	DiskWriteOps          int64
 	RootBytes, RootInodes int64 // used by the writable root
+	EphemeralBytes        int64 // used by the ephemeral disks together
 	Uptime                time.Duration
 }
 

@@ -120,7 +120,7 @@ func (b *boot) run(ctx context.Context) error {
 	group.Go(func() error {
 		defer close(sandboxReady)
 		defer b.time.start("sandbox")()
-		s, err := sandboxSpec(&b.a.cfg, b.inst, b.cpuSet())
+		s, err := sandboxSpec(&b.a.cfg, b.inst, b.args, b.cpuSet())
 		if err != nil {
 			return err
 		}

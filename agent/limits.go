@@ -13,7 +13,7 @@ import (
 func limits(cfg *Config, inst *novalet.Instance) (novalet.Limits, error) {
 	f := &inst.Flavor
 	l := novalet.Limits{
-		MemoryBytes: f.MemoryMB << 20, SwapBytes: f.Swap << 20, VCPUs: f.VCPUs,
+		MemoryBytes: f.MemoryMB << 20, VCPUs: f.VCPUs,
 		CPUShares: min(max(f.VCPUs, 1)*1024, 262144), PIDs: cfg.PIDsLimit, RootBytes: f.RootGB << 30,
 	}
 	var err error

@@ -22,7 +22,9 @@ func (a *Agent) bring(ctx context.Context, in *instance) error {
 	if err != nil {
 		return err
 	}
-	sandbox, err := sandboxSpec(&a.cfg, inst, set)
+	var build *novalet.BuildArgs
+	in.read(func(r *record) { build = r.Build })
+	sandbox, err := sandboxSpec(&a.cfg, inst, build, set)
 	if err != nil {
 		return err
 	}

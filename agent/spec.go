@@ -41,12 +41,19 @@ func kindOf(img *novalet.Image) novalet.Kind {
 }
 
 // sandboxSpec is what Create needs; it is known before the image is.
-func sandboxSpec(cfg *Config, inst *novalet.Instance, cpuset string) (*novalet.SandboxSpec, error) {
+func sandboxSpec(cfg *Config, inst *novalet.Instance, build *novalet.BuildArgs, cpuset string) (*novalet.SandboxSpec, error) {
 	l, err := limits(cfg, inst)
 	if err != nil {
 		return nil, err
 	}
-	l.CPUSet = cpuset
+	gib, err := ephemerals(inst, build)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range gib {
+		l.EphemeralBytes = append(l.EphemeralBytes, g<<30)
+	}
+	l.CPUSet, l.SwapBytes = cpuset, swapMB(inst, build)<<20
 	return &novalet.SandboxSpec{ID: inst.UUID, Hostname: hostname(inst), Kind: kindAsked(inst), Limits: l}, nil
 }
 
@@ -117,8 +124,12 @@ func (a *Agent) specFor(in *instance) (*novalet.ContainerSpec, error) {
 		if err != nil {
 			return nil, err
 		}
+		gib, err := ephemerals(inst, args)
+		if err != nil {
+			return nil, err
+		}
 		tree, err := configdrive.Build(&configdrive.Input{Instance: inst, Network: inst.NetworkInfo, Files: args.InjectedFiles,
-			AdminPassword: password, Seed: r.Seed, DHCPDomain: a.cfg.DHCPDomain, DedicatedCPUs: cpus})
+			AdminPassword: password, Seed: r.Seed, DHCPDomain: a.cfg.DHCPDomain, DedicatedCPUs: cpus, Ephemerals: len(gib), Swap: swapMB(inst, args) > 0})
 		if err != nil {
 			return nil, err
 		}

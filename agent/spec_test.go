@@ -200,7 +200,7 @@ func TestLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := novalet.Limits{MemoryBytes: 512 << 20, SwapBytes: 64 << 20, VCPUs: 2, CPUShares: 300, CPUQuota: 50000, CPUPeriod: 100000,
+	want := novalet.Limits{MemoryBytes: 512 << 20, VCPUs: 2, CPUShares: 300, CPUQuota: 50000, CPUPeriod: 100000,
 		PIDs: 100, RootBytes: 3 << 30, ReadBPS: 7, WriteBPS: 1000, WriteIOPS: 9}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("limits (-want +got):\n%s", diff)
@@ -247,5 +247,37 @@ func TestDedicatedCPUs(t *testing.T) {
 	l.awaitGone(one)
 	if four := l.boot(pinned); set(four) != "2,3" {
 		t.Errorf("set %q, want what the deleted one had", set(four))
+	}
+}
+
+// TestEphemeralAndSwap: the request divides what the flavor has; without one it is one disk and all of the swap.
+func TestEphemeralAndSwap(t *testing.T) {
+	inst := &novalet.Instance{Flavor: novalet.Flavor{EphemeralGB: 5, Swap: 64}}
+	blank := func(format string, size int64) novalet.BlockDevice {
+		return novalet.BlockDevice{SourceType: "blank", DestinationType: "local", GuestFormat: format, VolumeSize: size}
+	}
+	const gib = 1 << 30
+	for name, c := range map[string]struct {
+		build *novalet.BuildArgs
+		disks []int64
+		swap  int64
+	}{
+		"nothing asked": {nil, []int64{5 * gib}, 64 << 20},
+		"only an image": {&novalet.BuildArgs{BlockDevices: []novalet.BlockDevice{{SourceType: "image", DestinationType: "local"}}}, []int64{5 * gib}, 64 << 20},
+		"divided": {&novalet.BuildArgs{BlockDevices: []novalet.BlockDevice{blank("", 2), blank("swap", 32), blank("ext4", 3)}},
+			[]int64{2 * gib, 3 * gib}, 32 << 20},
+	} {
+		s, err := sandboxSpec(&Config{}, inst, c.build, "")
+		if err != nil || !slices.Equal(s.Limits.EphemeralBytes, c.disks) || s.Limits.SwapBytes != c.swap {
+			t.Errorf("%s: %+v %v", name, s, err)
+		}
+	}
+	_, err := sandboxSpec(&Config{}, inst, &novalet.BuildArgs{BlockDevices: []novalet.BlockDevice{blank("xfs", 1)}}, "")
+	if !errors.Is(err, novalet.ErrAbort) || !strings.Contains(novalet.FaultText(err), `"xfs"`) {
+		t.Errorf("a format that is not made: %v", err)
+	}
+	inst.Flavor = novalet.Flavor{}
+	if s, err := sandboxSpec(&Config{}, inst, nil, ""); err != nil || s.Limits.EphemeralBytes != nil || s.Limits.SwapBytes != 0 {
+		t.Errorf("a flavor with neither: %+v %v", s, err)
 	}
 }

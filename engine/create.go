@@ -102,7 +102,7 @@ func (e *Engine) build(ctx context.Context, in *instance, rec *record) (*novalet
 		return nil, err
 	}
 	disk := make(chan error, 1)
-	go func() { disk <- e.makeDisk(ctx, rec) }()
+	go func() { disk <- e.makeDisks(ctx, rec) }()
 	var st wire.Status
 	err = e.sandbox(ctx, in, rec, &st)
 	if err = errors.Join(err, <-disk); err != nil {

@@ -125,6 +125,7 @@ type Engine struct {
 	warm      []*warmSlot
 	warming   bool
 	spawning  sync.Mutex
+	pool      sync.Mutex // taking a disk made in advance, and mounting it where it waits
 }
 
 var _ novalet.Runtime = (*Engine)(nil)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,15 +22,54 @@ func (e *Engine) poolDir(size, inodes int64) string {
 	return filepath.Join(e.o.StateDir, "pool", fmt.Sprintf("%d-%d", size, inodes))
 }
 
-// disk is an instance's.
+// disk is the one that holds an instance's root.
 func (e *Engine) disk(id string) rootfs.Disk {
 	return rootfs.Disk{Dir: filepath.Join(e.dir(id), "disk")}
 }
 
-// makeDisk gives an instance its disk, from the pool if one waits there, and has it mounted. Nothing for an instance
-// without a limit and without a disk.
-func (e *Engine) makeDisk(ctx context.Context, rec *record) error {
-	d, size, inodes := e.disk(rec.ID), rec.Limits.RootBytes, rec.Limits.RootInodes
+// ephemeral is an instance's further disk of the given number.
+func (e *Engine) ephemeral(id string, n int) rootfs.Disk {
+	return rootfs.Disk{Dir: filepath.Join(e.dir(id), ephemeralName+strconv.Itoa(n))}
+}
+
+const ephemeralName = "ephemeral"
+
+// disksIn lists the disks in an instance's directory, wherever that is.
+func disksIn(dir string) []rootfs.Disk {
+	ds := []rootfs.Disk{{Dir: filepath.Join(dir, "disk")}}
+	for n := 0; ; n++ {
+		d := rootfs.Disk{Dir: filepath.Join(dir, ephemeralName+strconv.Itoa(n))}
+		if _, err := os.Lstat(d.Dir); err != nil {
+			return ds
+		}
+		ds = append(ds, d)
+	}
+}
+
+// detachDisks unmounts all disks in an instance's directory.
+func detachDisks(dir string) error {
+	var errs []error
+	for _, d := range disksIn(dir) {
+		errs = append(errs, d.Detach())
+	}
+	return errors.Join(errs...)
+}
+
+// makeDisks gives an instance its disks and has them mounted.
+func (e *Engine) makeDisks(ctx context.Context, rec *record) error {
+	if err := e.makeDisk(ctx, e.disk(rec.ID), rec.Limits.RootBytes, rec.Limits.RootInodes); err != nil {
+		return err
+	}
+	for n, size := range rec.Limits.EphemeralBytes {
+		if err := e.makeDisk(ctx, e.ephemeral(rec.ID, n), size, 0); err != nil {
+			return fmt.Errorf("ephemeral disk %d: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// makeDisk makes one, from the pool if one waits there. Nothing without a size, unless it is there already.
+func (e *Engine) makeDisk(ctx context.Context, d rootfs.Disk, size, inodes int64) error {
 	if d.Exists() {
 		return d.Attach()
 	}
@@ -50,7 +90,10 @@ func (e *Engine) makeDisk(ctx context.Context, rec *record) error {
 			continue
 		}
 		// Only one taker wins a name.
-		if os.Rename(filepath.Join(e.poolDir(size, inodes), entry.Name()), d.Dir) == nil {
+		e.pool.Lock()
+		err := os.Rename(filepath.Join(e.poolDir(size, inodes), entry.Name()), d.Dir)
+		e.pool.Unlock()
+		if err == nil {
 			return d.Attach()
 		}
 	}
@@ -126,6 +169,12 @@ func (e *Engine) openPool() {
 	e.eachPooled(func(d rootfs.Disk) error {
 		if strings.HasSuffix(d.Dir, unfinished) {
 			return errors.Join(d.Detach(), os.RemoveAll(d.Dir))
+		}
+		// Taken in the middle of this, it would be mounted twice, and its file system damaged.
+		e.pool.Lock()
+		defer e.pool.Unlock()
+		if !d.Exists() {
+			return nil
 		}
 		return d.Attach()
 	})

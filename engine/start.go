@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/engine/mnt"
 	"github.com/novalet/novalet/engine/monitor/wire"
 	"github.com/novalet/novalet/engine/rootfs"
 )
@@ -110,9 +111,21 @@ func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet
 		}
 		fds = append(fds, own)
 	}
+	var disks []wire.Disk
+	// A rescue system gets the root to mend and nothing else.
+	if c.Rescue == "" {
+		for n, size := range rec.Limits.EphemeralBytes {
+			fd, err := mountEphemeral(e.ephemeral(rec.ID, n), userns)
+			if err != nil {
+				return err
+			}
+			fds = append(fds, fd)
+			disks = append(disks, wire.Disk{Path: ephemeralPath(n), Name: ephemeralDevice(n), Size: size})
+		}
+	}
 	m := &wire.Start{
 		Machine: c.Kind == novalet.KindMachine, StopSignal: sig, DeadlineMS: e.o.StartTimeout.Milliseconds(),
-		Process: processOf(&c.Process), Confine: e.shut[c.Kind], Rescue: c.Rescue,
+		Process: processOf(&c.Process), Confine: e.shut[c.Kind], Rescue: c.Rescue, Disks: disks,
 		CgroupV2: e.cg.Layout.V2 != "" && (c.Kind == novalet.KindMachine || len(e.cg.Layout.V1) == 0),
 	}
 	if m.Machine && c.Process.StopSignal == "SIGTERM" {
@@ -134,6 +147,33 @@ func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet
 	}
 	return nil
 }
+
+// mountEphemeral makes the detached mount of a further disk. On it ids are as the instance sees them.
+func mountEphemeral(d rootfs.Disk, userns int) (int, error) {
+	if err := d.Attach(); err != nil {
+		return -1, err
+	}
+	fd, err := mnt.Clone(unix.AT_FDCWD, d.Mount())
+	if err != nil {
+		return -1, err
+	}
+	if err := mnt.IDMap(fd, userns); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// ephemeralPath is where an ephemeral disk is mounted: the first where cloud-init mounts ephemeral0.
+func ephemeralPath(n int) string {
+	if n == 0 {
+		return "/mnt"
+	}
+	return "/mnt" + strconv.Itoa(n)
+}
+
+// ephemeralDevice is what a virtual machine would call it: the root is vda.
+func ephemeralDevice(n int) string { return "vd" + string(rune('b'+n)) }
 
 func rootName(c *novalet.ContainerSpec) string {
 	if c.Rescue != "" {

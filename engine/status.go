@@ -161,6 +161,11 @@ func (e *Engine) Stats(ctx context.Context, id string) (*novalet.ContainerStats,
 			s.RootBytes, s.RootInodes = b, n
 		}
 	}
+	for n := range rec.Limits.EphemeralBytes {
+		if b, _, err := e.ephemeral(id, n).Usage(); err == nil {
+			s.EphemeralBytes += b
+		}
+	}
 	return s, nil
 }
 

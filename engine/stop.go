@@ -12,7 +12,6 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/monitor/wire"
-	"github.com/novalet/novalet/engine/rootfs"
 )
 
 // Stop implements novalet.Runtime.
@@ -113,7 +112,7 @@ func (e *Engine) Destroy(ctx context.Context, id string, o novalet.DestroyOption
 	defer in.op.Unlock()
 	err := e.end(ctx, in, 0)
 	if err == nil && o.KeepRoot {
-		err = e.disk(id).Detach()
+		err = detachDisks(e.dir(id))
 	} else if err == nil {
 		err = e.remove(ctx, in)
 	}
@@ -171,13 +170,13 @@ func (e *Engine) emptyTrash() {
 	}
 	defer root.Close()
 	for _, d := range es {
-		disk := rootfs.Disk{Dir: filepath.Join(dir, d.Name(), "disk")}
-		err := disk.Detach()
+		disks := filepath.Join(dir, d.Name())
+		err := detachDisks(disks)
 		if errors.Is(err, unix.EBUSY) {
 			// The keeper is still unmounting the root above it.
 			for range 100 {
 				time.Sleep(20 * time.Millisecond)
-				if err = disk.Detach(); !errors.Is(err, unix.EBUSY) {
+				if err = detachDisks(disks); !errors.Is(err, unix.EBUSY) {
 					break
 				}
 			}

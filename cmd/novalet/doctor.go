@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -131,8 +133,25 @@ func examine() []finding {
 	lsm, _ := os.ReadFile("/sys/kernel/security/lsm")
 	add("Landlock", false, strings.Contains(string(lsm), "landlock"), "without: the image helpers rely on namespaces and seccomp alone")
 	add("AppArmor", false, strings.Contains(string(lsm), "apparmor"), "")
-	add("sysinfo(2) per instance", false, false, "busybox free and libc's sysinfo show the host's memory")
+	add("seccomp user notification", false, notifies(), "without: sysinfo(2) is host-wide, busybox free and libc's sysconf show the host's memory")
+	swap, _ := os.ReadFile("/proc/swaps")
+	add("swap", false, strings.Count(string(swap), "\n") > 1, "without: a flavor's swap is shown and counted, but the host has nowhere to put it")
+	add("swap accounting", false, exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes") || v2 && anyGroup("memory.swap.max"),
+		"without: a flavor's swap is neither limited nor shown (kernel parameter swapaccount=1)")
 	return out
+}
+
+// notifies asks the kernel whether a process can be told of another's system calls.
+func notifies() bool {
+	action := uint32(unix.SECCOMP_RET_USER_NOTIF)
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
+	return errno == 0
+}
+
+// anyGroup tells whether a group right below the root of cgroup2 has a file; the root itself has no limits.
+func anyGroup(file string) bool {
+	m, _ := filepath.Glob("/sys/fs/cgroup/*/" + file)
+	return len(m) > 0
 }
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }

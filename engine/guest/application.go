@@ -25,7 +25,12 @@ func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func
 	return func() (int, error) {
 		sigs := make(chan os.Signal, 64)
 		signal.Notify(sigs)
-		if err := confine(&cfg.Confine); err != nil {
+		listener, err := confine(&cfg.Confine)
+		if err != nil {
+			return 0, err
+		}
+		// Before anything can call for an answer.
+		if err := handOver(c, listener); err != nil {
 			return 0, err
 		}
 		groups := p.id.groups

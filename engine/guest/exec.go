@@ -12,7 +12,7 @@ import (
 
 // Exec runs inside an instance that is running already, and turns into a further process. It returns only on an
 // error. The tenant may see and disturb this process: it holds nothing but its standard streams and a socket on
-// which the keeper expects no more than one report.
+// which the keeper expects no more than a listener, which it checks to be one, and one report.
 func Exec() int {
 	runtime.LockOSThread()
 	// The program that follows must not inherit it; that it closes is how the keeper knows that the program runs.
@@ -25,11 +25,11 @@ func Exec() int {
 	if _, err := c.Recv(&m); err != nil {
 		return 125
 	}
-	report(c, become(&m))
+	report(c, become(c, &m))
 	return 125
 }
 
-func become(m *wire.Exec) error {
+func become(c *wire.Conn, m *wire.Exec) error {
 	p, err := resolve(&m.Process, m.TTY)
 	if err != nil {
 		return err
@@ -49,7 +49,11 @@ func become(m *wire.Exec) error {
 		// Pipes that the agent made belong to the host's root: /dev/stdout must be usable by the process.
 		_ = unix.Fchown(fd, int(p.id.uid), int(p.id.gid))
 	}
-	if err := confine(&m.Confine); err != nil {
+	listener, err := confine(&m.Confine)
+	if err != nil {
+		return err
+	}
+	if err := handOver(c, listener); err != nil {
 		return err
 	}
 	groups := make([]int, len(p.id.groups))

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/novalet/novalet/engine/holes"
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
@@ -69,8 +70,10 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int) (int, error) {
 		return 0, errors.New("no root")
 	}
 	// The cgroup namespace is rooted where this process is now: in its own cgroups.
-	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-		return 0, fmt.Errorf("unshare cgroup namespace: %w", err)
+	if !holes.Open(holes.CgroupNS) {
+		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+			return 0, fmt.Errorf("unshare cgroup namespace: %w", err)
+		}
 	}
 	if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
 		return 0, fmt.Errorf("set hostname: %w", err)
@@ -83,6 +86,10 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int) (int, error) {
 	if cfg.Rescue != "" && len(rest) > 0 {
 		r.rescue, rest = rest[0], rest[1:]
 	}
+	if len(rest) < len(cfg.Disks) {
+		return 0, errors.New("a disk is missing")
+	}
+	r.disks, rest = rest[:len(cfg.Disks)], rest[len(cfg.Disks):]
 	if len(cfg.View) > 0 && len(rest) > 0 {
 		r.view = rest[0]
 	}
@@ -96,7 +103,7 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int) (int, error) {
 	var start func() (int, error)
 	var err error
 	if cfg.Machine {
-		start, err = machine(cfg, rep)
+		start, err = machine(c, cfg, rep)
 	} else {
 		start, err = application(c, cfg, rep)
 	}

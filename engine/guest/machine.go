@@ -15,7 +15,7 @@ import (
 var inits = []string{"/sbin/init", "/usr/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"}
 
 // machine prepares the exec of the image's own init.
-func machine(cfg *wire.InitConfig, rep *wire.InitReport) (func() (int, error), error) {
+func machine(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func() (int, error), error) {
 	args := cfg.Process.Args
 	if len(args) == 0 {
 		for _, p := range inits {
@@ -42,7 +42,11 @@ func machine(cfg *wire.InitConfig, rep *wire.InitReport) (func() (int, error), e
 		}
 	}
 	return func() (int, error) {
-		if err := confine(&cfg.Confine); err != nil {
+		listener, err := confine(&cfg.Confine)
+		if err != nil {
+			return 0, err
+		}
+		if err := handOver(c, listener); err != nil {
 			return 0, err
 		}
 		// A session of its own: the init takes the console as it likes.

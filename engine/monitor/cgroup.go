@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/novalet/novalet/engine/holes"
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
@@ -20,6 +21,9 @@ type cgroupDir struct {
 func (in *instance) join(pid int, kind string) error {
 	for _, c := range in.cgroups {
 		if c.Kind != wire.CgroupV1 && c.Kind != kind {
+			continue
+		}
+		if leavesOut(&c) {
 			continue
 		}
 		if err := writeCgroup(c.dir, "cgroup.procs", strconv.Itoa(pid)); err != nil {
@@ -63,4 +67,12 @@ func readCgroup(dir *os.File, name string) (string, error) {
 		return "", err
 	}
 	return string(buf[:n]), nil
+}
+
+// leavesOut tells whether a defence that the cgroup is part of is switched off.
+func leavesOut(c *cgroupDir) bool {
+	off := func(hole, controller string) bool {
+		return holes.Open(hole) && (c.Kind != wire.CgroupV1 || c.Controller == controller)
+	}
+	return off(holes.Devices, "devices") || off(holes.Memory, "memory") || off(holes.PIDs, "pids")
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/novalet/novalet/engine/holes"
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
@@ -51,8 +52,8 @@ func (in *instance) exec(c *wire.Conn, m *wire.Exec, fds *[]int) error {
 		killed()
 		return fmt.Errorf("hand over to exec: %w", err)
 	}
-	var rep wire.InitReport
-	if _, err := ctl.Recv(&rep); err != nil && !isEOF(err) {
+	rep, err := in.lastReport(ctl)
+	if err != nil && !isEOF(err) {
 		killed()
 		return fmt.Errorf("exec: %w", err)
 	}
@@ -157,7 +158,7 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 		files:  files,
 		prog:   in.k.cfg.Program,
 		argv:   []string{"exec"},
-		env:    runtimeEnv,
+		env:    append(runtimeEnv[:len(runtimeEnv):len(runtimeEnv)], holes.Env()...),
 		attach: func(pid int) error { return in.join(pid, wire.CgroupExec) },
 	}
 	_, pidfd, done, err := in.k.reaper.spawn(s)

@@ -206,6 +206,7 @@ func (in *instance) kill() {
 			return
 		case <-time.After(200 * time.Millisecond):
 			// A reboot may have put a new init in the place of the one that was signalled.
+			in.abortFUSE()
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/novalet/novalet/engine/holes"
 	"github.com/novalet/novalet/engine/mnt"
 	"github.com/novalet/novalet/engine/monitor/wire"
 	"github.com/novalet/novalet/engine/procview"
@@ -63,6 +64,7 @@ type instance struct {
 	load     [3]float64
 	loadCPU  time.Duration // at the last sample
 	bootAt   time.Time     // of the current init
+	asked    asked
 }
 
 // exitRecord is what is left on disk for an agent that finds no keeper.
@@ -212,7 +214,7 @@ func (in *instance) spawnInit(again bool) error {
 		files:  []int{null, null, null, child},
 		prog:   in.k.cfg.Program,
 		argv:   []string{"init"},
-		env:    runtimeEnv,
+		env:    append(runtimeEnv[:len(runtimeEnv):len(runtimeEnv)], holes.Env()...),
 		attach: func(pid int) error { return in.attach(pid, again) },
 	}
 	flags := uintptr(inner)
@@ -252,7 +254,11 @@ var runtimeEnv = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB", "GODEBU
 func (in *instance) attach(pid int, again bool) error {
 	p := "/proc/" + strconv.Itoa(pid) + "/"
 	if !again {
-		m := []byte(fmt.Sprintf("0 %d %d\n", in.spec.UIDBase, in.spec.UIDSize))
+		base := in.spec.UIDBase
+		if holes.Open(holes.UserNS) {
+			base = 0
+		}
+		m := []byte(fmt.Sprintf("0 %d %d\n", base, in.spec.UIDSize))
 		for _, f := range []string{"uid_map", "gid_map"} {
 			if err := os.WriteFile(p+f, m, 0); err != nil {
 				return fmt.Errorf("write %s: %w", f, err)
@@ -313,6 +319,7 @@ func (in *instance) start(m *wire.Start, fds *[]int) error {
 	if m.Rescue != "" {
 		want = 2
 	}
+	want += len(m.Disks)
 	if len(*fds) != want {
 		return &wire.Error{Code: wire.CodeInternal, Detail: "start: wrong number of descriptors"}
 	}
@@ -335,6 +342,11 @@ func (in *instance) hold(fd, i int) error {
 	}
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("hold root: %w", err)
+	}
+	if holes.Open(holes.Propagation) && i > 0 {
+		if err := unix.Mount("", path, "", unix.MS_SHARED, ""); err != nil {
+			return err
+		}
 	}
 	in.mu.Lock()
 	in.mounted = append(in.mounted, path)
@@ -376,7 +388,7 @@ func (in *instance) handOver(m *wire.Start) error {
 		roots = append(roots, fd)
 	}
 	in.mu.Lock()
-	viewed := in.view != nil
+	viewed := in.view != nil && !holes.Open(holes.View)
 	in.bootAt = time.Now()
 	in.mu.Unlock()
 	cfg := &wire.InitConfig{Start: *m, ID: in.name(), Hostname: in.spec.Hostname}
@@ -423,8 +435,8 @@ func (in *instance) handOver(m *wire.Start) error {
 		return fmt.Errorf("let init go: %w", err)
 	}
 	// An application's init reports that the program runs; a machine's closes the socket by running it.
-	rep = wire.InitReport{}
-	if _, err := ctl.Recv(&rep); err != nil && !isEOF(err) {
+	rep, err = in.lastReport(ctl)
+	if err != nil && !isEOF(err) {
 		return in.initFailed(err)
 	}
 	if rep.Error != nil {

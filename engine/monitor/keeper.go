@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/novalet/novalet/engine/holes"
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
@@ -60,6 +61,7 @@ func Run(cfg Config) error {
 	// Refused where the host's own root has no CAP_SYS_RESOURCE; then it competes like any process.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
 	closeInherited()
+	holes.Read(cfg.Listener)
 	if err := enterOwnRoot(); err != nil {
 		return err
 	}

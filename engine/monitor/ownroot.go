@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/novalet/novalet/engine/holes"
 	"github.com/novalet/novalet/engine/mnt"
 )
 
@@ -16,11 +17,13 @@ const (
 	viewDir  = "/view"
 )
 
-// hostNodes are the devices that an instance may see, with their numbers: a node of another number is not used.
-var hostNodes = []struct {
+type hostNode struct {
 	name         string
 	major, minor uint32
-}{
+}
+
+// hostNodes are the devices that an instance may see, with their numbers: a node of another number is not used.
+var hostNodes = []hostNode{
 	{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}, {"fuse", 10, 229},
 }
 
@@ -44,7 +47,11 @@ func enterOwnRoot() error {
 			unix.Close(fd)
 		}
 	}()
-	for _, n := range hostNodes {
+	wanted := hostNodes
+	if holes.Open(holes.Devices) {
+		wanted = append(wanted[:len(wanted):len(wanted)], hostNode{"net/tun", 10, 200})
+	}
+	for _, n := range wanted {
 		var st unix.Stat_t
 		path := "/dev/" + n.name
 		if err := unix.Lstat(path, &st); err != nil {
@@ -71,6 +78,9 @@ func enterOwnRoot() error {
 		if err := unix.Mkdirat(root, d, 0o755); err != nil {
 			return fmt.Errorf("own root: make %s: %w", d, err)
 		}
+	}
+	if holes.Open(holes.Devices) {
+		_ = unix.Mkdirat(root, "dev/net", 0o755)
 	}
 	for name := range nodes {
 		fd, err := unix.Openat(root, "dev/"+name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)

@@ -41,6 +41,9 @@ type Input struct {
 	Seed          string
 	DHCPDomain    string
 	DedicatedCPUs []int
+	// Ephemerals is how many ephemeral disks the instance has, Swap whether it has swap space.
+	Ephemerals int
+	Swap       bool
 }
 
 // Build returns the files of the drive by path. User data or injected files that are not base64 are ErrAbort.
@@ -195,10 +198,25 @@ func ec2Data(in *Input) map[string]any {
 		"instance-id": fmt.Sprintf("i-%08x", inst.ID), "instance-type": inst.Flavor.Name, "local-hostname": host,
 		"local-ipv4": fixed, "public-hostname": host, "public-ipv4": floating,
 		"placement":            map[string]string{"availability-zone": inst.AvailabilityZone},
-		"block-device-mapping": map[string]string{"ami": "vda", "root": "/dev/vda"},
+		"block-device-mapping": blockMapping(in),
 	}
 	if keys := Keys(inst); len(keys) > 0 {
 		m["public-keys"] = map[string]any{"0": map[string]string{"_name": "0=" + keys[0].Name, "openssh-key": keys[0].Data}}
+	}
+	return m
+}
+
+// blockMapping names the disks as Nova does (nova/block_device.py, instance_block_mapping), in the order in which the
+// libvirt driver gives out letters.
+func blockMapping(in *Input) map[string]string {
+	m := map[string]string{"ami": "vda", "root": "/dev/vda"}
+	next := 'b'
+	for i := range in.Ephemerals {
+		m[fmt.Sprintf("ephemeral%d", i)] = "/dev/vd" + string(next)
+		next++
+	}
+	if in.Swap && next <= 'z' {
+		m["swap"] = "/dev/vd" + string(next)
 	}
 	return m
 }

@@ -161,8 +161,15 @@ type Tree struct {
 	Files []File `json:"files"`
 }
 
-// Start lets a created instance go on to its program. Descriptors: the root mount, and with Rescue the mount to
-// show there.
+// Disk is a further file system to show.
+type Disk struct {
+	Path string `json:"path"`
+	Name string `json:"name"` // as a block device, without /dev/
+	Size int64  `json:"size"` // bytes
+}
+
+// Start lets a created instance go on to its program. Descriptors: the root mount, with Rescue the mount to
+// show there, then one mount for each disk.
 type Start struct {
 	Machine bool    `json:"machine"`
 	Process Process `json:"process"`
@@ -174,6 +181,7 @@ type Start struct {
 	Files      []File `json:"files,omitempty"`
 	Trees      []Tree `json:"trees,omitempty"`
 	Rescue     string `json:"rescue,omitempty"`
+	Disks      []Disk `json:"disks,omitempty"`
 	// CgroupV2 mounts the delegated cgroup2 sub-tree at /sys/fs/cgroup.
 	CgroupV2 bool `json:"cgroup_v2"`
 }
@@ -225,8 +233,10 @@ type InitConfig struct {
 }
 
 // InitReport is what an init sends back: first when its root is ready (descriptors: the console's master side
-// and the devpts mount), then, from an application's init only, when the program runs.
+// and the devpts mount), then, where the kernel can, with the listener for sysinfo(2) (descriptor: the listener), then,
+// from an application's init only, when the program runs.
 type InitReport struct {
+	Listener   bool   `json:"listener,omitempty"`
 	Error      *Error `json:"error,omitempty"`
 	StopSignal int    `json:"stop_signal,omitempty"`
 	Init       string `json:"init,omitempty"`

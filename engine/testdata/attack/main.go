@@ -22,11 +22,16 @@ func main() {
 	verbs := map[string]func([]string){
 		"exe": exe, "fds": fds, "scan": scan, "mounts": mounts, "devices": devices, "gadgets": gadgets,
 		"probe": probe, "call": call, "fuse": fuse, "chroot": chroot, "status": status, "kill": kill, "ids": ids,
-		"userns": userns, "burn": burn, "sockets": sockets,
+		"userns": userns, "burn": burn, "sockets": sockets, "flood": flood, "hang": hang,
+		"blocks": blocks, "sysctl": sysctl, "classes": classes, "euid": euid, "netadmin": netadmin, "hog": hog,
+		"forks": forks, "memtotal": memtotal, "totalram": totalram, "propagate": propagate, "cgroupns": cgroupns, "fill": fill,
 	}
 	f, ok := verbs[os.Args[1]]
 	if !ok {
 		os.Exit(2)
+	}
+	if os.Getenv("ATTACK_SAYS") != "" {
+		fmt.Println("trying")
 	}
 	f(os.Args[2:])
 	fmt.Println("done")
@@ -201,6 +206,16 @@ func devices([]string) {
 		case "null", "zero", "full", "random", "urandom", "tty", "console", "tty1", "fuse", "ptmx", "pts", "shm", "mqueue", "fd", "stdin", "stdout", "stderr":
 		default:
 			fmt.Println("ESCAPE /dev has", e.Name())
+			_ = filepath.WalkDir(filepath.Join("/dev", e.Name()), func(p string, d os.DirEntry, err error) error {
+				if err != nil || d.IsDir() {
+					return nil
+				}
+				if fd, err := unix.Open(p, unix.O_RDWR|unix.O_NONBLOCK, 0); err == nil {
+					fmt.Println("ESCAPE opened", p)
+					unix.Close(fd)
+				}
+				return nil
+			})
 		}
 	}
 }
