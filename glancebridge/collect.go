@@ -46,16 +46,11 @@ func (s *Store) sweepLocked() (victims []string, freed int64, err error) {
 		}
 	}
 	slices.SortFunc(unused, func(a, b *imageRecord) int { return a.LastUsed.Compare(b.LastUsed) })
-	total := int64(0)
-	for _, m := range s.layers {
-		total += m.Data
-	}
-	high, low := s.o.HighWater, s.o.LowWater
-	over := high > 0 && total > high
+	excess := s.excessLocked()
 	now := time.Now()
 	for _, rec := range unused {
 		old := !s.o.KeepUnused && now.Sub(rec.LastUsed) > s.o.MinAge
-		if !old && !(over && total > low) {
+		if !old && (excess <= 0 || now.Sub(rec.LastUsed) < s.grace) {
 			continue
 		}
 		if e := removeRecord(s.path("images", rec.ID+".json")); e != nil {
@@ -63,7 +58,7 @@ func (s *Store) sweepLocked() (victims []string, freed int64, err error) {
 			continue
 		}
 		delete(s.images, rec.ID)
-		total -= s.soleBytesLocked(rec, needed)
+		excess -= s.soleBytesLocked(rec, needed)
 		s.log.Info("image dropped from the cache", "image", rec.ID, "last_used", rec.LastUsed.Format(time.RFC3339))
 	}
 	for _, rec := range s.images {
@@ -89,6 +84,53 @@ func (s *Store) sweepLocked() (victims []string, freed int64, err error) {
 		freed += m.Data
 	}
 	return victims, freed, err
+}
+
+// excessLocked is how many bytes have to go, 0 when no high mark is crossed. s.mu is held.
+func (s *Store) excessLocked() int64 {
+	var total, excess int64
+	for _, m := range s.layers {
+		total += m.Data
+	}
+	if s.o.HighWater > 0 && total > s.o.HighWater {
+		excess = total - s.o.LowWater
+	}
+	if s.o.HighPercent > 0 {
+		size, used, err := s.usage()
+		if err != nil {
+			s.log.Warn("ask for the disk's usage", "err", err)
+			return excess
+		}
+		if used > size/100*int64(s.o.HighPercent) {
+			excess = max(excess, used-size/100*int64(s.o.LowPercent))
+		}
+	}
+	return excess
+}
+
+// diskUsage asks for the size of the store's file system and what of it is used, in bytes, as df counts: what is kept
+// for root is neither.
+func (s *Store) diskUsage() (size, used int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(s.dir.Fd()), &st); err != nil {
+		return 0, 0, fmt.Errorf("statfs: %w", err)
+	}
+	used = int64(st.Blocks-st.Bfree) * st.Bsize
+	return used + int64(st.Bavail)*st.Bsize, used, nil
+}
+
+// collectSoonLocked makes room in the background when a fetch has crossed a high mark. s.mu is held.
+func (s *Store) collectSoonLocked() {
+	if s.closed || s.excessLocked() <= 0 {
+		return
+	}
+	s.wg.Go(func() {
+		freed, err := s.Collect(s.ctx)
+		if err != nil {
+			s.log.Warn("make room for images", "err", err)
+		}
+		s.log.Info("room made for images", "freed", freed)
+	})
 }
 
 // soleBytesLocked is what removing an image would free. s.mu is held.

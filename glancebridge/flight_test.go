@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -189,6 +191,7 @@ func TestHighWater(t *testing.T) {
 	ctx := context.Background()
 	images := t.TempDir()
 	s := openStore(t, images, func(o *Options) { o.KeepUnused, o.HighWater, o.LowWater = true, 2500, 1500 })
+	s.grace = 0
 	var ids []string
 	for _, c := range []string{"a", "b", "c"} {
 		id := addImage(t, images, root(t, member{name: "etc/" + c, data: stringOf(c, 1000)}), nil)
@@ -281,4 +284,70 @@ func TestReopen(t *testing.T) {
 	if _, err := s.Prepare(ctx, &novalet.ImageRequest{ImageID: id, InstanceUUID: "a"}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestDiskMarks: the marks of the file system, at once after a fetch; what is leased or was just asked for stays.
+func TestDiskMarks(t *testing.T) {
+	images := t.TempDir()
+	s := openStore(t, images, func(o *Options) { o.HighPercent, o.LowPercent = 90, 80 })
+	var ids []string
+	prepare := func(n int, instance string) {
+		t.Helper()
+		id := addImage(t, images, root(t, member{name: "etc/" + string(rune('a'+n)), data: stringOf("abcdefgh"[n:], 1000)}), nil)
+		if _, err := s.Prepare(t.Context(), &novalet.ImageRequest{ImageID: id, InstanceUUID: instance}); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	left := func() (list []string) {
+		t.Helper()
+		all, err := s.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, st := range all {
+			list = append(list, st.ID)
+		}
+		return list
+	}
+	prepare(0, "inst-a")
+	for n := 1; n < 5; n++ {
+		prepare(n, "")
+	}
+	// 91 % of a disk, of which each image is about 2 %.
+	var used atomic.Int64
+	used.Store(45_500)
+	s.usage = func() (int64, int64, error) { return 50_000, used.Load(), nil }
+	if _, err := s.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); len(got) != 5 {
+		t.Errorf("images asked for a moment ago went: %v of %v are left", got, ids)
+	}
+	s.grace = 0
+	used.Store(42_000) // 84 %: between the marks
+	if _, err := s.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); len(got) != 5 {
+		t.Errorf("below the high mark images went: %v of %v are left", got, ids)
+	}
+	used.Store(45_100)
+	s.o.LowPercent = 87 // 1600 bytes to go: two images
+	if _, err := s.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); !slices.Equal(got, []string{ids[0], ids[3], ids[4]}) {
+		t.Errorf("left are %v of %v", got, ids)
+	}
+	// A fetch that crosses the mark makes room by itself.
+	s.o.LowPercent = 0
+	prepare(5, "inst-b")
+	for range 6000 {
+		if got := left(); slices.Equal(got, []string{ids[0], ids[5]}) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("left are %v of %v", left(), ids)
 }

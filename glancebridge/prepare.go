@@ -120,6 +120,7 @@ func (s *Store) startLocked(r *novalet.ImageRequest, id string) *flight {
 			delete(s.flights, id)
 		}
 		s.fetching--
+		s.collectSoonLocked()
 		s.mu.Unlock()
 		f.err = err
 		close(f.done)

@@ -64,9 +64,11 @@ type Options struct {
 	// ago than MinAge. KeepUnused turns the removal off.
 	KeepUnused bool
 	MinAge     time.Duration
-	// HighWater, when set, makes Collect remove unused images regardless of age, the longest unused first, from the
-	// moment the store is larger than that many bytes, until it is below LowWater.
-	HighWater, LowWater int64
+	// HighWater, when set, makes Collect remove unused images regardless of age, the longest unused first, when the store
+	// holds more than that many bytes, until it is at LowWater. HighPercent and LowPercent are the same for the file
+	// system that the store lies on, in percent of it. After a fetch that crosses a mark Collect is run at once.
+	HighWater, LowWater     int64
+	HighPercent, LowPercent int
 	// IDBase and IDSize are the host ids the applier's user namespace is mapped to: a range that nothing else on
 	// the host uses. Default 2952790016 (0xB0000000) and 268435456.
 	IDBase, IDSize uint32
@@ -85,6 +87,8 @@ type Store struct {
 	unbnd func() error // undoes the mount of Open
 
 	idmap idMap
+	grace time.Duration // an image used so short a time ago is not removed for room: who asked for it is about to take it
+	usage func() (size, used int64, err error)
 
 	mu       sync.Mutex
 	flights  map[string]*flight
@@ -115,8 +119,9 @@ func Open(o Options) (*Store, error) {
 	s := &Store{
 		o: o, log: o.Logger, boot: boot, slots: make(chan struct{}, o.Concurrency),
 		flights: map[string]*flight{}, images: map[string]*imageRecord{}, layers: map[string]*layerMeta{},
-		leases: map[string]*leaseRecord{},
+		leases: map[string]*leaseRecord{}, grace: time.Minute,
 	}
+	s.usage = s.diskUsage
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

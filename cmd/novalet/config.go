@@ -35,6 +35,8 @@ type settings struct {
 	ovsBridge, ovsdb     string
 	imageMinAge          time.Duration
 	imageKeepUnused      bool
+	imageHigh, imageLow  int   // percent of the file system
+	imageMax             int64 // bytes
 	idBase, maxInstances int
 }
 
@@ -82,6 +84,7 @@ func readSettings(files, dirs []string) (*settings, error) {
 	s.ovsdb = cfg.String("os_vif_ovs", "ovsdb_connection", "")
 	s.imageKeepUnused = !cfg.Bool("image_cache", "remove_unused_base_images", true)
 	s.imageMinAge = cfg.Seconds("image_cache", "remove_unused_original_minimum_age_seconds", 24*time.Hour)
+	s.readImageMarks(cfg)
 	if err := cfg.Err(); err != nil {
 		return nil, &exitError{exitConfig, err}
 	}
@@ -89,6 +92,16 @@ func readSettings(files, dirs []string) (*settings, error) {
 		return nil, &exitError{exitConfig, fmt.Errorf("option [novalet] %s is unknown (docs/configuration.md lists them)", strings.Join(unread, ", "))}
 	}
 	return s, nil
+}
+
+// readImageMarks reads when images go that nothing uses although they are not old.
+func (s *settings) readImageMarks(cfg *osloconf.Config) {
+	s.imageHigh = cfg.IntRange("novalet", "image_cache_high_watermark_percent", 90, 0, 100)
+	s.imageLow = cfg.IntRange("novalet", "image_cache_low_watermark_percent", min(80, s.imageHigh), 0, 100)
+	if s.imageLow > s.imageHigh {
+		cfg.Errorf("novalet", "image_cache_low_watermark_percent", "%d is above image_cache_high_watermark_percent, %d", s.imageLow, s.imageHigh)
+	}
+	s.imageMax = int64(cfg.IntRange("novalet", "image_cache_max_gb", 0, 0, 1<<20)) << 30
 }
 
 func readAgent(cfg *osloconf.Config, serial bool) agent.Config {

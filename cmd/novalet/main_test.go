@@ -143,6 +143,16 @@ func TestSampleConfiguration(t *testing.T) {
 		s.agent.VIFPluggingTimeout != 5*time.Minute || s.agent.Serial.Allowed[0] != "192.0.2.10" || s.glance.EndpointOverride != "http://controller:9292" {
 		t.Errorf("settings: %+v", s)
 	}
+	if s.imageHigh != 90 || s.imageLow != 80 || s.imageMax != 0 {
+		t.Errorf("marks of the image cache: %d, %d, %d", s.imageHigh, s.imageLow, s.imageMax)
+	}
+}
+
+func TestImageMarks(t *testing.T) {
+	s, err := readSettings([]string{writeConfig(t, minimal+"[novalet]\nimage_cache_high_watermark_percent = 70\nimage_cache_max_gb = 3\n")}, nil)
+	if err != nil || s.imageHigh != 70 || s.imageLow != 70 || s.imageMax != 3<<30 {
+		t.Errorf("got %+v, %v", s, err)
+	}
 }
 
 // TestWrongConfiguration: what is missing or wrong is named with its file and line, and no secret is shown.
@@ -153,6 +163,8 @@ func TestWrongConfiguration(t *testing.T) {
 		{"not a number", minimal + "[DEFAULT]\nmax_concurrent_builds = many\n", "nova.conf:21"},
 		{"bad range", minimal + "[serial_console]\nport_range = 5\n", "[serial_console] port_range"},
 		{"unknown own option", minimal + "[novalet]\nstate_dri = /x\n", "state_dri (nova.conf:21) is unknown"},
+		{"marks crossed", minimal + "[novalet]\nimage_cache_low_watermark_percent = 95\n", "image_cache_low_watermark_percent"},
+		{"no percentage", minimal + "[novalet]\nimage_cache_high_watermark_percent = 101\n", "image_cache_high_watermark_percent"},
 		{"bad host", strings.Replace(minimal, "host = c1", "host = a b", 1), "[DEFAULT] host"},
 	} {
 		_, err := readSettings([]string{writeConfig(t, c.text)}, nil)
