@@ -9,7 +9,7 @@
 _XTRACE_NOVALET=$(set +o | grep xtrace)
 set +o xtrace
 
-NOVALET_DROPIN=/etc/systemd/system/devstack@n-cpu.service.d/novalet.conf
+NOVALET_DROPIN=${SYSTEMD_DIR:-/etc/systemd/system}/devstack@n-cpu.service.d/novalet.conf
 
 # novalet_go prints a go command that can build the project.
 function novalet_go {

@@ -117,7 +117,7 @@ step_race() {
 step_build() { make --no-print-directory build GO="$GO"; }
 step_root() {
     packages "${ROOT_PKGS[@]}" || return 1
-    AGAIN=1 NOVALET_ROOT_TESTS=1 gotest root.log -p 1 -count=1 -timeout 25m ./engine/... ./glancebridge/... ./network/... ./internal/... ./agent/... ./cmd/... ./tests/demo/...
+    AGAIN=1 NOVALET_ROOT_TESTS=1 gotest root.log -p 1 -count=1 -timeout 25m ./engine/... ./glancebridge/... ./network/... ./internal/... ./agent/... ./cmd/... ./tests/demo/... ./tests/scripts/...
 }
 step_fuzz() {
     local pkg target rc=0 n=0
