@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -86,10 +87,9 @@ func TestRegistration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	have := strings.Join(traits.Traits, " ")
 	for _, want := range []string{"COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE", "CUSTOM_NOVALET"} {
-		if !strings.Contains(have, want) {
-			t.Errorf("provider lacks the trait %s: %s", want, have)
+		if !slices.Contains(traits.Traits, want) {
+			t.Errorf("provider lacks the trait %s: %v", want, traits.Traits)
 		}
 	}
 }
