@@ -147,6 +147,11 @@ type NetworkAPI interface {
 	Bind(ctx context.Context, rc RequestContext, inst *Instance, info NetworkInfo) (NetworkInfo, error)
 	// Refresh rebuilds the network info from Neutron, keeping order and preserve_on_delete of what is cached.
 	Refresh(ctx context.Context, rc RequestContext, inst *Instance, cached NetworkInfo) (NetworkInfo, error)
+	// AddAddress gives a port that the instance has on the network one more address, of its first subnet that has one.
+	// ErrNotFound (NetworkNotFoundForInstance) when it has no port there. It is not safe to repeat: each call adds one.
+	AddAddress(ctx context.Context, rc RequestContext, inst *Instance, networkID string) error
+	// RemoveAddress takes an address from the port that has it. ErrNotFound (FixedIpNotFoundForInstance) when none has.
+	RemoveAddress(ctx context.Context, rc RequestContext, inst *Instance, address string) error
 	// PortActive says whether the port is wired (status ACTIVE). ErrNotFound when it is gone.
 	PortActive(ctx context.Context, portID string) (bool, error)
 }

@@ -116,7 +116,50 @@ func (a *Agent) injectNetwork(ctx context.Context, in *instance, _ *novalet.Oper
 	return a.configure(ctx, in, in.view().NetworkInfo)
 }
 
-// fixedIP is add_fixed_ip_to_instance and remove_fixed_ip_from_instance, which current clients do not offer any more.
-func (a *Agent) fixedIP(context.Context, *instance, *novalet.Operation) error {
-	return novalet.Faultf(novalet.ErrUnsupported, "NotImplementedError", "Fixed addresses are changed on the port, in Neutron.")
+// addFixedIP is add_fixed_ip_to_instance: a port gets one more address of its network, and the guest with it.
+func (a *Agent) addFixedIP(ctx context.Context, in *instance, op *novalet.Operation) error {
+	in.mu.Lock()
+	again := in.replayed
+	in.mu.Unlock()
+	if again {
+		// A crash may have come after the address: Neutron knows, and the message what there was before.
+		before := len(addressesOn(op.Instance.NetworkInfo, op.Args.NetworkID))
+		if err := a.refreshNetwork(ctx, in); err != nil {
+			return err
+		}
+		if len(addressesOn(in.view().NetworkInfo, op.Args.NetworkID)) > before {
+			return nil
+		}
+	}
+	if err := a.network.AddAddress(ctx, op.Context, in.view(), op.Args.NetworkID); err != nil {
+		return fmt.Errorf("add an address: %w", err)
+	}
+	return a.refreshNetwork(ctx, in)
+}
+
+// removeFixedIP is remove_fixed_ip_from_instance.
+func (a *Agent) removeFixedIP(ctx context.Context, in *instance, op *novalet.Operation) error {
+	in.mu.Lock()
+	again := in.replayed
+	in.mu.Unlock()
+	err := a.network.RemoveAddress(ctx, op.Context, in.view(), op.Args.Address)
+	if err != nil && !(again && errors.Is(err, novalet.ErrNotFound)) {
+		return fmt.Errorf("remove an address: %w", err)
+	}
+	return a.refreshNetwork(ctx, in)
+}
+
+// addressesOn lists the fixed addresses on a network.
+func addressesOn(info novalet.NetworkInfo, network string) []string {
+	var out []string
+	for i := range info {
+		for _, s := range info[i].Network.Subnets {
+			for _, ip := range s.IPs {
+				if info[i].Network.ID == network {
+					out = append(out, ip.Address)
+				}
+			}
+		}
+	}
+	return out
 }

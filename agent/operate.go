@@ -86,8 +86,8 @@ func init() {
 		novalet.MethodDetachIface:   {event: "compute_detach_interface", action: novalet.ActionInterfaceDetach, run: (*Agent).detachInterface},
 		novalet.MethodInjectNetwork: {event: "compute_inject_network_info", run: (*Agent).injectNetwork},
 		novalet.MethodResetNetwork:  {event: "compute_reset_network", run: (*Agent).injectNetwork},
-		novalet.MethodAddFixedIP:    {event: "compute_add_fixed_ip_to_instance", action: novalet.ActionAddFixedIP, run: (*Agent).fixedIP},
-		novalet.MethodRemoveFixedIP: {event: "compute_remove_fixed_ip_from_instance", action: novalet.ActionRemoveFixedIP, run: (*Agent).fixedIP},
+		novalet.MethodAddFixedIP:    {event: "compute_add_fixed_ip_to_instance", action: novalet.ActionAddFixedIP, run: (*Agent).addFixedIP},
+		novalet.MethodRemoveFixedIP: {event: "compute_remove_fixed_ip_from_instance", action: novalet.ActionRemoveFixedIP, run: (*Agent).removeFixedIP},
 		novalet.MethodTriggerCrash:  {event: "compute_trigger_crash_dump", action: novalet.ActionTriggerCrash, run: (*Agent).triggerCrashDump},
 	}
 }

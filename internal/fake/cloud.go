@@ -237,6 +237,29 @@ func (s *Images) List(ctx context.Context) ([]novalet.ImageStatus, error) {
 	return out, nil
 }
 
+// Verify implements novalet.ImageStore: nothing here can rot.
+func (s *Images) Verify(ctx context.Context, _ bool) ([]novalet.LayerCheck, error) {
+	if err := s.f.enter(ctx, "ImageStore.Verify"); err != nil {
+		return nil, err
+	}
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	byLayer := map[string]*novalet.LayerCheck{}
+	for _, id := range slices.Sorted(maps.Keys(s.images)) {
+		for _, l := range s.images[id].Layers {
+			if byLayer[l.DiffID] == nil {
+				byLayer[l.DiffID] = &novalet.LayerCheck{DiffID: l.DiffID, Size: l.Size}
+			}
+			byLayer[l.DiffID].Images = append(byLayer[l.DiffID].Images, id)
+		}
+	}
+	var out []novalet.LayerCheck
+	for _, id := range slices.Sorted(maps.Keys(byLayer)) {
+		out = append(out, *byLayer[id])
+	}
+	return out, nil
+}
+
 // Collect implements novalet.ImageStore.
 func (s *Images) Collect(ctx context.Context) (int64, error) {
 	return 0, s.f.enter(ctx, "ImageStore.Collect")
@@ -248,6 +271,7 @@ type Port struct {
 	Preexisting               bool
 	Active                    bool
 	Address                   string
+	More                      []string // further addresses
 }
 
 type networkState struct {
@@ -333,13 +357,17 @@ func (p *Port) vif() novalet.VIF {
 	four := 4
 	gw := "10.0.0.1"
 	id := p.ID
+	ips := []novalet.FixedIP{{Address: p.Address, Type: "fixed", Version: 4}}
+	for _, a := range p.More {
+		ips = append(ips, novalet.FixedIP{Address: a, Type: "fixed", Version: 4})
+	}
 	return novalet.VIF{
 		ID: p.ID, Address: "fa:16:3e:00:00:01", Type: "bridge", VNICType: "normal",
 		DevName: ("tap" + id)[:min(14, 3+len(id))], Active: p.Active, PreserveOnDelete: p.Preexisting,
 		Network: novalet.VIFNetwork{ID: p.Network, Bridge: "brq", Label: "private", Meta: novalet.NetworkMeta{MTU: 1450},
 			Subnets: []novalet.Subnet{{CIDR: "10.0.0.0/24", Version: 4,
 				Gateway: novalet.IP{Address: &gw, Type: "gateway", Version: &four},
-				IPs:     []novalet.FixedIP{{Address: p.Address, Type: "fixed", Version: 4}},
+				IPs:     ips,
 				Meta:    novalet.SubnetMeta{DHCPServer: "10.0.0.2"}}}},
 	}
 }

@@ -465,6 +465,20 @@ func (b *Bridge) Deallocate(_ context.Context, _ novalet.RequestContext, inst *n
 	return b.free(func(p *port) bool { return p.Instance == inst.UUID })
 }
 
+// AddAddress implements novalet.NetworkAPI: a port of this bridge has one address.
+func (b *Bridge) AddAddress(context.Context, novalet.RequestContext, *novalet.Instance, string) error {
+	return oneAddress()
+}
+
+// RemoveAddress implements novalet.NetworkAPI.
+func (b *Bridge) RemoveAddress(context.Context, novalet.RequestContext, *novalet.Instance, string) error {
+	return oneAddress()
+}
+
+func oneAddress() error {
+	return novalet.Faultf(novalet.ErrUnsupported, "NotImplementedError", "A server has exactly one address on this network.")
+}
+
 // Release implements novalet.NetworkAPI.
 func (b *Bridge) Release(_ context.Context, _ novalet.RequestContext, inst *novalet.Instance, vif *novalet.VIF) error {
 	return b.free(func(p *port) bool { return p.Instance == inst.UUID && p.ID == vif.ID })

@@ -235,6 +235,21 @@ func (f *fakeNeutron) update(p, in object) {
 			p[k] = v
 		}
 	}
+	if ips, ok := in["fixed_ips"].([]any); ok {
+		var list []object
+		for _, ip := range ips {
+			ip := ip.(object)
+			if ip["ip_address"] == nil {
+				f.made++
+				ip["ip_address"] = strings.Replace(f.subnets[ip["subnet_id"].(string)]["gateway_ip"].(string), ".0.1", fmt.Sprintf(".1.%d", f.made), 1)
+			}
+			if ip["subnet_id"] == nil {
+				ip["subnet_id"] = "?"
+			}
+			list = append(list, ip)
+		}
+		p["fixed_ips"] = list
+	}
 	switch host := p["binding:host_id"]; {
 	case host == nil || host == "":
 		p["binding:host_id"], p["binding:vif_type"], p["binding:vif_details"] = "", "unbound", object{}
