@@ -136,7 +136,7 @@ func (d *demo) open(ctx context.Context, log *slog.Logger) (stop func() error, e
 	undo = append(undo, func() error { return wipe(context.WithoutCancel(ctx), s, log) })
 	s.driver = novadriver.Options{Host: "demo", MyIP: "127.0.0.1", StateDir: d.dir, HypervisorVersion: hypervisorVersion(version)}
 	bus := membus.New()
-	if d.cloud, err = minicloud.New(minicloud.Options{Bus: bus, Host: "demo", Logger: log}); err != nil {
+	if d.cloud, err = minicloud.New(minicloud.Options{Transport: bus.Connect(), Host: "demo", Logger: log}); err != nil {
 		return stop, fmt.Errorf("start the controller: %w", err)
 	}
 	undo = append(undo, d.cloud.Close)

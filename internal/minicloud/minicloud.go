@@ -1,6 +1,7 @@
 // Package minicloud is the controller of the embedded default: one cloud in the process, for trying, developing
-// and load tests. It answers the conductor's calls and sends the API's casts over an in-memory bus, through
-// the same encoders, envelopes, contexts and object versions as a real cloud, and keeps its rows in memory.
+// and load tests. It answers the conductor's calls and sends the API's casts over the bus it is given (the
+// demo's is in memory), through the same encoders, envelopes, contexts and object versions as a real cloud, and keeps
+// its rows in memory.
 // It has no scheduler, no Placement and no users; production is real OpenStack.
 //
 // New starts the conductor (an oslomsg.Server with its own goroutines); Close ends it.
@@ -19,7 +20,6 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/novadriver/oslomsg"
-	"github.com/novalet/novalet/novadriver/oslomsg/membus"
 	"github.com/novalet/novalet/novadriver/ovo"
 )
 
@@ -31,7 +31,8 @@ const (
 
 // Options describe the cloud.
 type Options struct {
-	Bus *membus.Bus
+	// Transport is the cloud's own connection to the bus. Close closes it.
+	Transport oslomsg.Transport
 	// Host is the compute service that instances go to.
 	Host   string
 	Logger *slog.Logger
@@ -44,7 +45,7 @@ type Cloud struct {
 	host    string
 	log     *slog.Logger
 	release *ovo.Release
-	conn    *membus.Conn
+	conn    oslomsg.Transport
 	client  *oslomsg.Client
 	server  *oslomsg.Server
 
@@ -82,8 +83,7 @@ func New(o Options) (*Cloud, error) {
 			return nil, err
 		}
 	}
-	c := &Cloud{host: o.Host, log: o.Logger, release: rel, rows: map[string]*row{}, changed: make(chan struct{})}
-	c.conn = o.Bus.Connect()
+	c := &Cloud{host: o.Host, log: o.Logger, release: rel, conn: o.Transport, rows: map[string]*row{}, changed: make(chan struct{})}
 	var err error
 	if c.client, err = oslomsg.NewClient(c.conn, oslomsg.ClientOptions{Logger: o.Logger}); err != nil {
 		return nil, errors.Join(err, c.conn.Close())
