@@ -53,7 +53,8 @@ type BlockDevice struct {
 	DeviceName      string          `json:"device_name,omitempty"`
 	VolumeID        string          `json:"volume_id,omitempty"`
 	VolumeSize      int64           `json:"volume_size,omitempty"` // GiB
-	Wire            json.RawMessage `json:"wire,omitempty"`        // the object, for the save
+	Tag             string          `json:"tag,omitempty"`
+	Wire            json.RawMessage `json:"wire,omitempty"` // the object, for the save
 }
 
 // BuildArgs are the arguments of build_and_run_instance (and, where they apply, of unshelve and rebuild).

@@ -127,6 +127,14 @@ type Instance struct {
 	Wire json.RawMessage `json:"wire,omitempty"`
 }
 
+// TaggedDevice is a device that the owner of an instance gave a name: what the guest finds under "devices" in its
+// metadata. As the field "device_metadata" of an InstanceUpdate a list of them becomes Nova's record of the same.
+type TaggedDevice struct {
+	MAC  string // of an interface; "" for a disk
+	Path string // of a disk
+	Tag  string
+}
+
 // ImageProperty returns a property of the image the instance was made from, as Nova copies it into
 // system_metadata (image_<name>), or "".
 func (i *Instance) ImageProperty(name string) string { return i.SystemMetadata["image_"+name] }

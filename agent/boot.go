@@ -282,7 +282,13 @@ func (b *boot) allocate(ctx context.Context) error {
 		return fmt.Errorf("allocate ports: %w", err)
 	}
 	b.info = info
-	got := func(r *record) { r.Instance.NetworkInfo, r.Allocated = info, true }
+	tags := map[string]string{}
+	for i := range info {
+		if t := b.tagOf(i); t != "" {
+			tags[info[i].ID] = t
+		}
+	}
+	got := func(r *record) { r.Instance.NetworkInfo, r.Tags, r.Allocated = info, tags, true }
 	if len(info) == 0 {
 		b.in.set(got) // nothing that a crash could lose
 		return nil
@@ -409,6 +415,10 @@ func (b *boot) saveActive(ctx context.Context, spec *novalet.ContainerSpec) erro
 	}
 	if configDriveForced(&b.a.cfg, b.inst) && hasConfigDrive(spec) {
 		fields["config_drive"] = "True"
+	}
+	var tagged []novalet.TaggedDevice
+	if b.in.read(func(r *record) { tagged = taggedDevices(r) }); len(tagged) > 0 {
+		fields["device_metadata"] = tagged
 	}
 	v4, v6 := accessIPs(b.a.cfg.DefaultAccessIPNetworkName, b.info)
 	if v4 != "" {

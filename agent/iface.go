@@ -59,6 +59,11 @@ func (a *Agent) attach(ctx context.Context, in *instance, r *novalet.InterfaceRe
 	if err := a.putNetworkInfo(ctx, in, r.Context, info); err != nil {
 		return nil, err
 	}
+	if r.Network.Tag != "" {
+		in.setTag(vif.ID, r.Network.Tag)
+		// On the instance's goroutine: saves of one row must not run side by side.
+		in.post(func(ctx context.Context) { a.saveTags(ctx, in, r.Context) })
+	}
 	return vif, nil
 }
 
@@ -105,7 +110,13 @@ func (a *Agent) detachInterface(ctx context.Context, in *instance, op *novalet.O
 	if err != nil && !errors.Is(err, novalet.ErrNotFound) {
 		in.log.Warn("interface row stays", "vif", vif.ID, "err", err)
 	}
-	return a.putNetworkInfo(ctx, in, op.Context, slices.Delete(slices.Clone(inst.NetworkInfo), i, i+1))
+	if err := a.putNetworkInfo(ctx, in, op.Context, slices.Delete(slices.Clone(inst.NetworkInfo), i, i+1)); err != nil {
+		return err
+	}
+	if in.setTag(vif.ID, "") {
+		a.saveTags(ctx, in, op.Context)
+	}
+	return nil
 }
 
 // injectNetwork is inject_network_info and reset_network: the interfaces are read again and their addresses set.

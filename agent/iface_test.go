@@ -80,3 +80,51 @@ func TestFixedIPOnce(t *testing.T) {
 		t.Errorf("ports %+v", p)
 	}
 }
+
+// The tags of devices reach the guest's metadata, of the config drive and of nova-api's service.
+func TestDeviceTags(t *testing.T) {
+	l := newLab(t)
+	uuid := l.boot(func(op *novalet.Operation) {
+		op.Instance.ConfigDrive = "True"
+		op.Args.Build.RequestedNetworks = []novalet.NetworkRequest{{NetworkID: "net"}, {NetworkID: "net", Tag: "backup"}}
+		op.Args.Build.BlockDevices[0].Tag = "root"
+	})
+	mac := l.world.Row(uuid).Info[1].Address
+	want := []novalet.TaggedDevice{{MAC: mac, Tag: "backup"}, {Path: "/dev/vda", Tag: "root"}}
+	if got := l.world.Row(uuid).Devices; !slices.Equal(got, want) {
+		t.Errorf("recorded %v, want %v", got, want)
+	}
+	drive := func() string {
+		_, spec := l.world.Specs(uuid)
+		for _, tree := range spec.Trees {
+			for _, f := range tree.Files {
+				if f.Path == "openstack/latest/meta_data.json" {
+					return string(f.Data)
+				}
+			}
+		}
+		return ""
+	}
+	if d := drive(); !strings.Contains(d, `"tags":["backup"]`) || !strings.Contains(d, `"tags":["root"]`) {
+		t.Errorf("config drive tells %s", d)
+	}
+	vif, err := l.agent.AttachInterface(context.Background(), &novalet.InterfaceRequest{Instance: novalet.Instance{UUID: uuid},
+		Network: novalet.NetworkRequest{NetworkID: "net", Tag: "late"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new tag is recorded", func() bool {
+		return slices.Contains(l.world.Row(uuid).Devices, novalet.TaggedDevice{MAC: vif.Address, Tag: "late"}) && l.idle(uuid)
+	})
+	l.crash()
+	l.open() // tags survive a restart, and the next start of the guest shows the new one
+	l.cast(uuid, novalet.MethodReboot, novalet.TaskRebootingHard, novalet.OperationArgs{RebootType: "HARD"})
+	l.await(uuid, novalet.VMActive)
+	if d := drive(); !strings.Contains(d, `"tags":["late"]`) {
+		t.Errorf("config drive tells %s", d)
+	}
+	l.cast(uuid, novalet.MethodDetachIface, novalet.TaskNone, novalet.OperationArgs{PortID: vif.ID})
+	eventually(t, "the tag is gone", func() bool {
+		return l.idle(uuid) && !slices.ContainsFunc(l.world.Row(uuid).Devices, func(d novalet.TaggedDevice) bool { return d.Tag == "late" })
+	})
+}

@@ -129,7 +129,8 @@ func (a *Agent) specFor(in *instance) (*novalet.ContainerSpec, error) {
 			return nil, err
 		}
 		tree, err := configdrive.Build(&configdrive.Input{Instance: inst, Network: inst.NetworkInfo, Files: args.InjectedFiles,
-			AdminPassword: password, Seed: r.Seed, DHCPDomain: a.cfg.DHCPDomain, DedicatedCPUs: cpus, Ephemerals: len(gib), Swap: swapMB(inst, args) > 0})
+			AdminPassword: password, Seed: r.Seed, DHCPDomain: a.cfg.DHCPDomain, DedicatedCPUs: cpus, Ephemerals: len(gib), Swap: swapMB(inst, args) > 0,
+			Devices: taggedDevices(&r)})
 		if err != nil {
 			return nil, err
 		}

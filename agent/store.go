@@ -51,6 +51,8 @@ type record struct {
 	CPUSet string `json:"cpuset,omitempty"`
 	// Interfaces are the numbers of the interfaces inside, by port.
 	Interfaces map[string]int `json:"interfaces,omitempty"`
+	// Tags are the names that their owner gave interfaces, by port.
+	Tags map[string]string `json:"tags,omitempty"`
 	// BootID is the host's boot in which it was last started.
 	BootID string `json:"boot_id,omitempty"`
 	// Failed, when set, says that the build under way has failed and is being undone.

@@ -43,17 +43,14 @@ func TestAttachInterface(t *testing.T) {
 
 	for _, c := range []struct {
 		err   error
-		tag   any
 		class string
 	}{
 		{err: novalet.Faultf(novalet.ErrAbort, "PortInUse", "Port port1 is still in use."), class: "PortInUse"},
 		{err: novalet.Faultf(novalet.ErrNotFound, "NetworkNotFound", "Network net1 could not be found."), class: "NetworkNotFound"},
 		{err: errors.New("plug: operation not permitted"), class: "InterfaceAttachFailed"},
 		{err: novalet.ErrNotFound, class: "InstanceNotFound"},
-		{tag: "nic1", class: "NetworkInterfaceTaggedAttachNotSupported"},
 	} {
 		b.agent.set(func() { b.agent.err = c.err })
-		args["tag"] = c.tag
 		e := b.refused("attach_interface", args)
 		if e.Class != c.class || e.Module != "nova.exception" {
 			t.Errorf("%v: %s.%s", c.err, e.Module, e.Class)
@@ -62,10 +59,10 @@ func TestAttachInterface(t *testing.T) {
 			t.Errorf("the cause is shown to the tenant: %s", e.Message)
 		}
 	}
-	if n := len(b.conductor.Find("InstanceFault", "instance_uuid", instUUID)); n != 4 {
+	if n := len(b.conductor.Find("InstanceFault", "instance_uuid", instUUID)); n != 3 {
 		t.Errorf("%d faults", n) // none for an instance that is gone
 	}
-	if n := len(b.conductor.Find("InstanceActionEvent", "result", "Error")); n != 5 {
+	if n := len(b.conductor.Find("InstanceActionEvent", "result", "Error")); n != 4 {
 		t.Errorf("%d events with an error", n)
 	}
 }

@@ -75,6 +75,9 @@ func (c *conductor) SaveInstance(ctx context.Context, rc novalet.RequestContext,
 	fields := make(map[string]any, len(u.Fields)+1)
 	for name, v := range u.Fields {
 		fields[name] = saveValue(v)
+		if list, ok := v.([]novalet.TaggedDevice); ok {
+			fields[name] = c.deviceMetadata(list)
+		}
 	}
 	if node, ok := fields["node"]; ok && c.d.release.hasComputeID() {
 		if _, given := fields["compute_id"]; !given {
@@ -109,6 +112,20 @@ func (c *conductor) SaveInstance(ctx context.Context, rc novalet.RequestContext,
 		c.d.tracker.buildSucceeded()
 	}
 	return nil
+}
+
+// deviceMetadata makes the object that nova-api serves as "devices" to guests. Devices of a container sit on no bus.
+func (c *conductor) deviceMetadata(list []novalet.TaggedDevice) *ovo.Object {
+	rel := c.d.release.get()
+	devices := []*ovo.Object{}
+	for _, t := range list {
+		if t.MAC != "" {
+			devices = append(devices, rel.Minimal("NetworkInterfaceMetadata", map[string]any{"mac": t.MAC, "tags": []string{t.Tag}, "vf_trusted": false}))
+		} else {
+			devices = append(devices, rel.Minimal("DiskMetadata", map[string]any{"path": t.Path, "tags": []string{t.Tag}}))
+		}
+	}
+	return rel.Minimal("InstanceDeviceMetadata", map[string]any{"devices": devices})
 }
 
 // saveValue makes null of the empty states.

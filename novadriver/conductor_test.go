@@ -451,3 +451,24 @@ func TestBrokerAway(t *testing.T) {
 		t.Errorf("%d events of one start", n)
 	}
 }
+
+// Tags of devices become the object that nova-api reads.
+func TestDeviceMetadata(t *testing.T) {
+	b := newBench(t, "2025.1")
+	c := b.build().Conductor()
+	b.instance(nil)
+	err := c.SaveInstance(b.ctx(), c.NewContext(), &novalet.InstanceUpdate{UUID: instUUID, Fields: map[string]any{
+		"device_metadata": []novalet.TaggedDevice{{MAC: "fa:16:3e:00:00:01", Tag: "mgmt"}, {Path: "/dev/vda", Tag: "root"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := ovo.Decode(b.conductor.Find("Instance", "uuid", instUUID)[0]["device_metadata"])
+	if err != nil || o == nil || o.Name != "InstanceDeviceMetadata" || o.Version != "1.0" {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	d := o.List("devices")
+	if len(d) != 2 || d[0].Name != "NetworkInterfaceMetadata" || d[0].Version != "1.2" || d[0].String("mac") != "fa:16:3e:00:00:01" ||
+		d[0].Strings("tags")[0] != "mgmt" || d[1].Name != "DiskMetadata" || d[1].String("path") != "/dev/vda" || d[1].Strings("tags")[0] != "root" {
+		t.Errorf("devices %+v", d)
+	}
+}

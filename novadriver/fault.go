@@ -37,7 +37,7 @@ var classCodes = map[string]int{
 	"ImageUnacceptable": 400, "InstanceEvacuateNotSupported": 400, "InstanceInvalidState": 400, "InstanceNotFound": 404,
 	"InstanceNotReady": 400, "InstanceNotRescuable": 400, "InstanceNotRunning": 400, "InstanceQuiesceNotSupported": 400,
 	"InterfaceAttachFailedNoNetwork": 400, "InvalidDiskFormat": 400, "InvalidInput": 400,
-	"InvalidVolume": 400, "NetworkAmbiguous": 400, "NetworkInterfaceTaggedAttachNotSupported": 400,
+	"InvalidVolume": 400, "NetworkAmbiguous": 400,
 	"NetworkNotFound": 404, "NetworkNotFoundForInstance": 404, "NetworksWithQoSPolicyNotSupported": 400, "OverQuota": 413,
 	"PortBindingFailed": 400, "PortInUse": 400, "PortLimitExceeded": 413, "PortNotFound": 404, "PortNotUsable": 400,
 	"PortRequiresFixedIP": 400, "PortUpdateFailed": 400, "PreserveEphemeralNotSupported": 400,

@@ -10,7 +10,7 @@ import (
 var interfaceMethods = []method{
 	{
 		name: "attach_interface", since: "6.0", kind: "call", state: stateDone, answer: attachInterface,
-		note: "returns the VIF; a tag is refused (`NetworkInterfaceTaggedAttachNotSupported`)", test: "TestAttachInterface",
+		note: "returns the VIF", test: "TestAttachInterface",
 	},
 	{
 		name: "detach_interface", since: "6.0", kind: "cast", state: stateDone, operation: decodeInterface,
@@ -39,13 +39,10 @@ func decodeInterface(_ *Driver, r *request, op *novalet.Operation) error {
 
 func attachInterface(ctx context.Context, d *Driver, r *request) (any, error) {
 	return d.wrap(ctx, r, "attach_interface", wraps{event: true, fault: true}, func(inst *novalet.Instance) (any, error) {
-		if r.args.str("tag") != "" {
-			return nil, novaError("NetworkInterfaceTaggedAttachNotSupported",
-				"Tagged network interface attachment is not supported for this server instance.", nil)
-		}
 		vif, err := d.agent().AttachInterface(ctx, &novalet.InterfaceRequest{
 			Context: r.rc, Instance: *inst,
-			Network: novalet.NetworkRequest{NetworkID: r.args.str("network_id"), PortID: r.args.str("port_id"), Address: r.args.str("requested_ip")},
+			Network: novalet.NetworkRequest{NetworkID: r.args.str("network_id"), PortID: r.args.str("port_id"), Address: r.args.str("requested_ip"),
+				Tag: r.args.str("tag")},
 		})
 		if err == nil {
 			return wholeVIF(*vif), nil

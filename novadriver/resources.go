@@ -131,7 +131,7 @@ func (d *Driver) nodeCreated() bool {
 // want describes the provider.
 func (t *tracker) want(res novalet.HostResources) *placement.Want {
 	o := &t.d.o
-	traits := []string{"COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE", traitNovalet}
+	traits := []string{"COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE", "COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG", "COMPUTE_DEVICE_TAGGING", traitNovalet}
 	for _, f := range o.ImageFormats {
 		traits = append(traits, "COMPUTE_IMAGE_TYPE_"+strings.ToUpper(f))
 	}

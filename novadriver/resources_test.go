@@ -169,7 +169,7 @@ func TestWant(t *testing.T) {
 	if c := w.Classes["DISK_GB"]; c.Total != 100 || c.Reserved != 2 || c.Ratio != nil || c.Initial != 1 {
 		t.Errorf("DISK_GB %+v", c)
 	}
-	want := []string{"COMPUTE_IMAGE_TYPE_RAW", "COMPUTE_NET_ATTACH_INTERFACE", "COMPUTE_NODE", "CUSTOM_NOVALET"}
+	want := []string{"COMPUTE_DEVICE_TAGGING", "COMPUTE_IMAGE_TYPE_RAW", "COMPUTE_NET_ATTACH_INTERFACE", "COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG", "COMPUTE_NODE", "CUSTOM_NOVALET"}
 	if diff := cmp.Diff(want, slices.Sorted(slices.Values(w.Traits))); diff != "" {
 		t.Errorf("traits:\n%s", diff)
 	}

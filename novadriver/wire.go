@@ -244,7 +244,8 @@ func decodeBDMs(raw json.RawMessage) ([]novalet.BlockDevice, error) {
 		}
 		b := novalet.BlockDevice{
 			SourceType: o.String("source_type"), DestinationType: o.String("destination_type"), GuestFormat: o.String("guest_format"),
-			DeviceName: o.String("device_name"), VolumeID: o.String("volume_id"), VolumeSize: o.Int("volume_size"), Wire: wire,
+			DeviceName: o.String("device_name"), VolumeID: o.String("volume_id"), VolumeSize: o.Int("volume_size"),
+			Tag: o.String("tag"), Wire: wire,
 		}
 		if !o.IsNull("boot_index") {
 			n := o.Int("boot_index")

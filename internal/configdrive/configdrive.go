@@ -28,6 +28,7 @@ const (
 	sinceNetworkData = "2015-10-15"
 	sinceDevices     = "2016-06-30"
 	sinceVendorData2 = "2016-10-06"
+	sinceTrustedVF   = "2018-08-27"
 	sinceDedicated   = "2020-10-14"
 )
 
@@ -38,8 +39,10 @@ type Input struct {
 	Files         []novalet.InjectedFile
 	AdminPassword novalet.Secret
 	// Seed is base64 of random bytes, the same at every start of the instance.
-	Seed          string
-	DHCPDomain    string
+	Seed       string
+	DHCPDomain string
+	// Devices are those that were given a tag.
+	Devices       []novalet.TaggedDevice
 	DedicatedCPUs []int
 	// Ephemerals is how many ephemeral disks the instance has, Swap whether it has swap space.
 	Ephemerals int
@@ -161,7 +164,7 @@ func metaData(in *Input, version string, contents []contentFile) map[string]any 
 		m["project_id"] = inst.ProjectID
 	}
 	if version >= sinceDevices {
-		m["devices"] = []any{}
+		m["devices"] = devices(in.Devices, version)
 	}
 	if version >= sinceDedicated {
 		cpus := in.DedicatedCPUs
@@ -171,6 +174,23 @@ func metaData(in *Input, version string, contents []contentFile) map[string]any 
 		m["dedicated_cpus"] = cpus
 	}
 	return m
+}
+
+// devices tells the guest which of its devices its owner means by which tag. They sit on no bus that it sees.
+func devices(list []novalet.TaggedDevice, version string) []map[string]any {
+	out := []map[string]any{}
+	for _, t := range list {
+		d := map[string]any{"type": "disk", "path": t.Path, "bus": "none", "address": "none", "tags": []string{t.Tag}}
+		if t.MAC != "" {
+			delete(d, "path")
+			d["type"], d["mac"] = "nic", t.MAC
+			if version >= sinceTrustedVF {
+				d["vf_trusted"] = false
+			}
+		}
+		out = append(out, d)
+	}
+	return out
 }
 
 func ec2Data(in *Input) map[string]any {

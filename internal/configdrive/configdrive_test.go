@@ -3,6 +3,7 @@ package configdrive
 import (
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"errors"
 	"fmt"
 	"strings"
@@ -84,6 +85,25 @@ func TestMetaData(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("meta_data.json (-want +got):\n%s", diff)
+	}
+}
+
+// A device with a tag is told by it, as Nova tells it; vf_trusted came with a later version.
+func TestDevices(t *testing.T) {
+	in := input()
+	in.Devices = []novalet.TaggedDevice{{MAC: "fa:16:3e:00:00:01", Tag: "mgmt"}, {Path: "/dev/vda", Tag: "root"}}
+	files := build(t, in)
+	disk := map[string]any{"type": "disk", "path": "/dev/vda", "bus": "none", "address": "none", "tags": []any{"root"}}
+	for version, more := range map[string]map[string]any{"2016-06-30": nil, "2017-02-22": nil, "2018-08-27": {"vf_trusted": false}, "latest": {"vf_trusted": false}} {
+		nic := map[string]any{"type": "nic", "mac": "fa:16:3e:00:00:01", "bus": "none", "address": "none", "tags": []any{"mgmt"}}
+		maps.Copy(nic, more)
+		var got map[string]any
+		if err := json.Unmarshal([]byte(files["openstack/"+version+"/meta_data.json"]), &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]any{nic, disk}, got["devices"]); diff != "" {
+			t.Errorf("%s: devices (-want +got):\n%s", version, diff)
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ type Row struct {
 	Faults       []error
 	VIFRows      map[string]string // id → address
 	Info         novalet.NetworkInfo
+	Devices      []novalet.TaggedDevice
 	History      []string // "vm_state/task_state" after each save
 }
 
@@ -223,6 +224,8 @@ func (r *Row) set(k string, v any) error {
 		r.LaunchedAt, ok = stamp(v)
 	case "terminated_at":
 		r.TerminatedAt, ok = stamp(v)
+	case "device_metadata":
+		r.Devices, ok = v.([]novalet.TaggedDevice)
 	case "system_metadata":
 		r.SystemMetadata, ok = v.(map[string]string)
 	case "metadata":

@@ -87,7 +87,7 @@ func TestRegistration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE", "CUSTOM_NOVALET"} {
+	for _, want := range []string{"COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE", "COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG", "COMPUTE_DEVICE_TAGGING", "CUSTOM_NOVALET"} {
 		if !slices.Contains(traits.Traits, want) {
 			t.Errorf("provider lacks the trait %s: %v", want, traits.Traits)
 		}
