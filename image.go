@@ -110,6 +110,18 @@ type ImageStatus struct {
 	Progress, Total int64
 }
 
+// LayerCheck is what reading one stored layer again has shown.
+type LayerCheck struct {
+	DiffID string   `json:"diff_id"`
+	Images []string `json:"images"` // ids of the stored images that have the layer
+	Size   int64    `json:"size"`   // bytes
+	// Problem says how the layer differs from what was stored, "" when it does not. Healed: it was fetched again; Error
+	// says why that failed.
+	Problem string `json:"problem,omitempty"`
+	Healed  bool   `json:"healed,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
 // ImageStore turns Glance images into layers. Served by glancebridge. Every method may be repeated.
 type ImageStore interface {
 	// Prepare fetches, verifies and unpacks the image unless the store has it, and leases its layers to the
@@ -133,6 +145,11 @@ type ImageStore interface {
 	Cache(ctx context.Context, rc RequestContext, imageID string) (string, error)
 	// List shows what the store holds and what it is fetching.
 	List(ctx context.Context) ([]ImageStatus, error)
+	// Verify reads every stored layer and compares it with what was recorded when it was stored. One that differs is
+	// given to no instance any more, so that the next Prepare of an image with it fetches it again; with heal that is
+	// done here, with the service's own credentials. It blocks for as long as reading the store takes. An error is one of
+	// the store itself.
+	Verify(ctx context.Context, heal bool) ([]LayerCheck, error)
 	// Collect removes what nothing has used for longer than the options allow, and returns the bytes freed.
 	Collect(ctx context.Context) (int64, error)
 }

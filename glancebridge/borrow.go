@@ -22,10 +22,7 @@ func (s *Store) borrow(m *layerMeta, tree string, links []layer.Link, below []st
 	fmt.Fprintf(h, "novalet borrowed\n%s\n%s", m.ID, strings.Join(below, "\n"))
 	m.ID = "sha256:" + hex.EncodeToString(h.Sum(nil))
 	m.Below = slices.Clone(below)
-	s.mu.Lock()
-	have := s.layers[m.ID] != nil
-	s.mu.Unlock()
-	if have {
+	if s.has(m.ID) {
 		return nil
 	}
 	root, err := unix.Open(tree, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -66,9 +66,10 @@ func (s *Store) sweepLocked() (victims []string, freed int64, err error) {
 			needed[id] = true
 		}
 	}
+	victims = s.sweepReplacedLocked()
 	// A layer published a moment ago belongs to a fetch that has not written its image's record yet.
 	if s.fetching > 0 {
-		return nil, 0, err
+		return victims, 0, err
 	}
 	for id, m := range s.layers {
 		if needed[id] {

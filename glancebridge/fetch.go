@@ -159,7 +159,7 @@ func (s *Store) unpack(ctx context.Context, d *download, rec *ImageRecord, f *fl
 	}
 	s.mu.Lock()
 	for id, m := range s.layers {
-		if m.DiffID == id && len(q.Known) < 1000 {
+		if m.DiffID == id && m.corrupt == "" && len(q.Known) < 1000 {
 			q.Known = append(q.Known, id)
 		}
 	}

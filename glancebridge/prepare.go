@@ -208,12 +208,13 @@ func (s *Store) List(context.Context) ([]novalet.ImageStatus, error) {
 	defer s.mu.Unlock()
 	var out []novalet.ImageStatus
 	for _, rec := range s.images {
-		img := s.imageLocked(rec)
-		if img == nil {
-			continue
-		}
-		st := novalet.ImageStatus{ID: rec.ID, Name: rec.Name, Format: rec.Format, Layers: img.Layers, Size: img.Size,
+		st := novalet.ImageStatus{ID: rec.ID, Name: rec.Name, Format: rec.Format,
 			LastUsed: rec.LastUsed, Progress: rec.Download, Total: rec.Download}
+		if img := s.imageLocked(rec); img != nil {
+			st.Layers, st.Size = img.Layers, img.Size
+		} else {
+			st.Format += ", corrupt"
+		}
 		for _, l := range s.leases {
 			if slices.Contains(l.Images, rec.ID) {
 				st.UsedBy = append(st.UsedBy, l.Instance)
@@ -223,7 +224,7 @@ func (s *Store) List(context.Context) ([]novalet.ImageStatus, error) {
 		out = append(out, st)
 	}
 	for _, f := range s.flights {
-		if s.images[f.id] == nil {
+		if rec := s.images[f.id]; rec == nil || s.imageLocked(rec) == nil {
 			out = append(out, novalet.ImageStatus{ID: f.id, Name: f.name, Progress: f.progress.Load(), Total: f.total.Load()})
 		}
 	}

@@ -46,10 +46,7 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 		}
 		t := layerTree{p: p, a: a, dir: filepath.Join(work, "layers", strconv.Itoa(i))}
 		if p.Skipped {
-			s.mu.Lock()
-			have := s.layers[p.ID] != nil
-			s.mu.Unlock()
-			if !have {
+			if !s.has(p.ID) {
 				return fmt.Errorf("publish image: layer %s is gone", p.ID)
 			}
 			t.stored = filepath.Join(s.layerDir(p.ID), "fs")
@@ -94,10 +91,7 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 
 // publishLayer stores one tree under the name of its meta.
 func (s *Store) publishLayer(m *layerMeta, tree string, opaque []string, work string) error {
-	s.mu.Lock()
-	have := s.layers[m.ID] != nil
-	s.mu.Unlock()
-	if have {
+	if s.has(m.ID) {
 		return nil
 	}
 	out := filepath.Join(work, "out-"+strings.TrimPrefix(m.ID, "sha256:"))
@@ -110,12 +104,16 @@ func (s *Store) publishLayer(m *layerMeta, tree string, opaque []string, work st
 	if err := os.Rename(tree, filepath.Join(out, "fs")); err != nil {
 		return fmt.Errorf("publish layer: %w", err)
 	}
+	m.Written = time.Now().UTC()
 	if err := s.writeRecord(filepath.Join(out, "meta.json"), m); err != nil {
 		return err
 	}
 	atStage("layer complete")
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if old := s.layers[m.ID]; old != nil && old.corrupt != "" {
+		return s.replaceLocked(m, out)
+	}
 	err := unix.Renameat2(unix.AT_FDCWD, out, unix.AT_FDCWD, s.layerDir(m.ID), unix.RENAME_NOREPLACE)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("publish layer: %w", err)
@@ -253,54 +251,3 @@ func checkMachine(imageID, arch string, res *layer.Result) error {
 }
 
 func removeRecord(path string) error { return statefile.Remove(path, false) }
-
-// syncSoonLocked makes what was published survive a loss of power, in the background: nothing on the way to a
-// running instance waits for the disk. s.mu is held.
-func (s *Store) syncSoonLocked() {
-	if !s.dirty || s.syncing || s.closed {
-		return
-	}
-	s.syncing = true
-	s.wg.Go(func() {
-		s.syncNow()
-		s.mu.Lock()
-		s.syncing = false
-		s.syncSoonLocked()
-		s.mu.Unlock()
-	})
-}
-
-// syncNow writes everything out and marks the layers that lie safely on disk.
-func (s *Store) syncNow() {
-	s.mu.Lock()
-	if !s.dirty {
-		s.mu.Unlock()
-		return
-	}
-	s.dirty = false
-	var ids []string
-	for id := range s.layers {
-		ids = append(ids, id)
-	}
-	s.mu.Unlock()
-	// One call for the file system costs less than one for each of tens of thousands of files.
-	if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
-		s.log.Error("sync image store", "err", err)
-		return
-	}
-	for _, id := range ids {
-		p := filepath.Join(s.layerDir(id), "durable")
-		if _, err := os.Lstat(p); err == nil {
-			continue
-		}
-		// Written after the sync and lost by itself at worst: then the layer is fetched again.
-		f, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE, 0o600)
-		if err == nil {
-			err = f.Close()
-		}
-		atStage("layer durable")
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			s.log.Error("mark layer durable", "layer", id, "err", err)
-		}
-	}
-}

@@ -37,6 +37,11 @@ type layerMeta struct {
 	// Boot is the boot of the host in which it was written: after another one, only a durable layer is trusted.
 	Boot    string    `json:"boot"`
 	Created time.Time `json:"created"`
+	// Written is when the tree was whole: what has a later change time (ctime) was altered since.
+	Written time.Time `json:"written,omitzero"`
+
+	// corrupt, when set, says how the tree differs from what was stored. Under Store.mu.
+	corrupt string
 }
 
 // imageRecord is one file in images/.
@@ -79,12 +84,20 @@ func (s *Store) layerDir(id string) string {
 	return s.path("layers", strings.TrimPrefix(id, "sha256:"))
 }
 
-// imageLocked builds the contract's Image from a record; nil when a layer is missing. s.mu is held.
+// has reports whether the store holds a layer that can be used.
+func (s *Store) has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.layers[id]
+	return m != nil && m.corrupt == ""
+}
+
+// imageLocked builds the contract's Image from a record; nil when a layer is missing or corrupt. s.mu is held.
 func (s *Store) imageLocked(rec *imageRecord) *novalet.Image {
 	img := &novalet.Image{ID: rec.ID, Config: rec.Config, Format: rec.Format, Init: rec.Init}
 	for _, id := range rec.Layers {
 		m := s.layers[id]
-		if m == nil {
+		if m == nil || m.corrupt != "" {
 			return nil
 		}
 		img.Layers = append(img.Layers, novalet.Layer{DiffID: m.ID, Path: filepath.Join(s.layerDir(id), "fs"), Size: m.Bytes})
@@ -173,7 +186,8 @@ func (s *Store) repair() error {
 		s.dirty = s.dirty || !durable
 	}
 	if err := readRecords(s.path("images"), func(name string, r *imageRecord) bool {
-		if r.Version > recordVersion || r.ID+".json" != name || !validID(r.ID) || s.imageLocked(r) == nil {
+		if r.Version > recordVersion || r.ID+".json" != name || !validID(r.ID) ||
+			slices.ContainsFunc(r.Layers, func(id string) bool { return s.layers[id] == nil }) {
 			return false
 		}
 		s.images[r.ID] = r
@@ -207,6 +221,9 @@ func (s *Store) readLayer(dir, name string) (m *layerMeta, durable bool) {
 	}
 	if st, err := os.Lstat(filepath.Join(dir, "fs")); err != nil || !st.IsDir() {
 		return nil, false
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, corruptName)); err == nil {
+		m.corrupt = string(b)
 	}
 	_, err = os.Lstat(filepath.Join(dir, "durable"))
 	return m, err == nil

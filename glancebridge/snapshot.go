@@ -108,7 +108,7 @@ func (s *Store) snapshotArchive(r *novalet.SnapshotRequest, c *capture) (*archiv
 		s.mu.Lock()
 		m := s.layers[l.DiffID]
 		s.mu.Unlock()
-		layers = append(layers, archiveLayer{write: func(w io.Writer) error { return tarLayer(w, l.Path, m) }, origin: "base image"})
+		layers = append(layers, archiveLayer{write: func(w io.Writer) error { return tarLayer(w, l.Path, m, nil) }, origin: "base image"})
 	}
 	layers = append(layers, archiveLayer{write: c.write, origin: "instance " + r.InstanceUUID})
 	for i := range layers {
@@ -137,24 +137,32 @@ type tarSum struct {
 	Hex  string `json:"sha256"`
 }
 
+func (t *tarSum) encode() []byte {
+	b, _ := json.Marshal(t)
+	return b
+}
+
 // measureLayer is measure, remembered beside a stored layer: its tree does not change. id is "" for what is not stored.
 func (s *Store) measureLayer(id string, write func(io.Writer) error) (int64, string, error) {
 	s.mu.Lock()
-	stored := s.layers[id] != nil
+	m := s.layers[id]
 	s.mu.Unlock()
-	if !stored {
+	if m == nil {
 		return measure(write)
 	}
-	path := filepath.Join(s.layerDir(id), "tar.json")
+	path := filepath.Join(s.layerDir(id), sumName)
 	var sum tarSum
 	if err := statefile.Read(path, &sum); err == nil && sum.Size > 0 && validLayerID("sha256:"+sum.Hex) {
 		return sum.Size, sum.Hex, nil
 	}
-	var err error
-	if sum.Size, sum.Hex, err = measure(write); err != nil {
+	got, newest, err := s.sumLayer(s.ctx, m)
+	if err == nil && (m.Written.IsZero() || !newest.After(m.Written)) {
+		err = statefile.WriteBytes(path, got.encode(), false)
+	}
+	if err != nil {
 		return 0, "", err
 	}
-	return sum.Size, sum.Hex, statefile.Write(path, sum)
+	return got.Size, got.Hex, nil
 }
 
 // planArchive lays out an archive that is a docker save archive and an OCI layout at once.

@@ -53,10 +53,7 @@ func (s *Store) squash(ctx context.Context, imageID string, trees []layerTree, w
 		}
 	}
 	m.ID = "sha256:" + hex.EncodeToString(h.Sum(nil))
-	s.mu.Lock()
-	have := s.layers[m.ID] != nil
-	s.mu.Unlock()
-	if have {
+	if s.has(m.ID) {
 		return m.ID, nil
 	}
 	dir := filepath.Join(work, "squashed")

@@ -6,6 +6,8 @@
 //
 //	layers/<hex of the layer's id>/fs          the tree, read-only by custom
 //	layers/<hex>/meta.json, durable            what it is; the second file says that it survives a loss of power
+//	layers/<hex>/tar.json, corrupt             what it comes to as a tar of ours; how it differs from that
+//	replaced/<random>/fs, users.json           a corrupt tree that instances still run on, and which
 //	images/<image id>.json                     which layers make an image, and what it runs
 //	leases/<instance id>.json                  which images an instance uses
 //	uploads/<image id>.json                    that a snapshot was being sent to an image
@@ -99,6 +101,8 @@ type Store struct {
 	closed   bool
 	dirty    bool // something is not durable yet
 	syncing  bool
+	sealing  bool // a goroutine records what layers come to
+	unsealed bool // and has more to do than it knows of
 }
 
 var _ novalet.ImageStore = (*Store)(nil)
@@ -179,7 +183,7 @@ func (o *Options) setDefaults() {
 
 // openDir makes the folders, locks the store and closes it to setuid programs and devices.
 func (s *Store) openDir() error {
-	for _, d := range []string{"", "layers", "images", "leases", "uploads", "ingest"} {
+	for _, d := range []string{"", "layers", "images", "leases", "uploads", "replaced", "ingest"} {
 		p := filepath.Join(s.o.Dir, d)
 		if err := os.MkdirAll(p, 0o700); err != nil {
 			return err

@@ -96,8 +96,9 @@ func (l *layerWriter) header(h *tar.Header) error {
 	return nil
 }
 
-// tarLayer writes a stored layer as a tar, with the device nodes that were recorded instead of made.
-func tarLayer(w io.Writer, dir string, m *layerMeta) error {
+// tarLayer writes a stored layer as a tar, with the device nodes that were recorded instead of made. look, if any, is
+// shown each entry.
+func tarLayer(w io.Writer, dir string, m *layerMeta, look func(*walkEntry)) error {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open layer: %w", err)
@@ -105,6 +106,9 @@ func tarLayer(w io.Writer, dir string, m *layerMeta) error {
 	defer unix.Close(root)
 	l := newLayerWriter(w)
 	err = walkTree(root, shift{}, func(e *walkEntry) error {
+		if look != nil {
+			look(e)
+		}
 		return l.add(e, func() (io.Reader, error) { return e.open() })
 	})
 	if err != nil {

@@ -32,7 +32,7 @@ machine, pings one from the other, prints their state, addresses and console log
 went, and removes everything when it ends.`,
 		flags: func(fs *pflag.FlagSet) {
 			fs.String("dir", "/var/lib/novalet-demo", "state of the demo; removed at the end")
-			fs.String("images", "/var/cache/novalet/images", "folder with the images (tests/images/demo.sh makes them)")
+			fs.String("images", defaultImages, "folder with the images (tests/images/demo.sh makes them)")
 			fs.Bool("keep", false, "leave the instances running until Ctrl-C, and say what to type")
 			fs.BoolP("verbose", "v", false, "show the agent's log")
 			fs.Duration("timeout", 5*time.Minute, "give up after this long")

@@ -289,68 +289,6 @@ func execCommand() *command {
 		}}
 }
 
-func imagesCommand() *command {
-	return &command{name: "images", args: "[ls | tree | gc]", summary: "Show or clean the image store of this host",
-		long: "ls lists the images with the progress of what is being fetched; tree shows the layers below each;\n" +
-			"gc removes what nothing has used for longer than the [image_cache] options say.",
-		flags: func(fs *pflag.FlagSet) {
-			fs.Bool("json", false, "print JSON")
-			socketFlag(fs)
-		},
-		run: func(ctx context.Context, fs *pflag.FlagSet) error {
-			verb := "ls"
-			if fs.NArg() > 0 {
-				verb = fs.Arg(0)
-			}
-			c := client(fs)
-			if verb == "gc" {
-				n, err := c.Collect(ctx)
-				if err == nil {
-					fmt.Printf("freed %s\n", size(n))
-				}
-				return err
-			}
-			if verb != "ls" && verb != "tree" || fs.NArg() > 1 {
-				return usageError("want ls, tree or gc")
-			}
-			list, err := c.Images(ctx)
-			if err != nil {
-				return err
-			}
-			if on, _ := fs.GetBool("json"); on {
-				return printJSON(list)
-			}
-			w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "IMAGE\tNAME\tFORMAT\tLAYERS\tSIZE\tUSED BY\tLAST USED")
-			for _, im := range list {
-				used := fmt.Sprint(len(im.UsedBy))
-				last := im.LastUsed.Local().Format(time.DateTime)
-				if im.Total > 0 && im.Progress < im.Total {
-					last = fmt.Sprintf("fetching, %d%%", im.Progress*100/im.Total)
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", im.ID, printable(dash(im.Name)), dash(im.Format), len(im.Layers), size(im.Size), used, last)
-				if verb == "tree" {
-					for _, l := range im.Layers {
-						fmt.Fprintf(w, "  %s\t\t\t\t%s\t\t\n", l.DiffID, size(l.Size))
-					}
-				}
-			}
-			return w.Flush()
-		}}
-}
-
-func size(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
-}
-
 func healthCommand() *command {
 	return &command{name: "health", summary: "Say how the agent of this host is",
 		long: "Exit code 0 when all is well, 1 when something is away (the reason is printed), 3 when no agent answers.",

@@ -65,7 +65,7 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"ps", "--nope"}, exitUsage, "unknown flag"},
 		{[]string{"logs"}, exitUsage, "want one instance"},
 		{[]string{"exec", "x"}, exitUsage, "want an instance and a command"},
-		{[]string{"images", "burn"}, exitUsage, "want ls, tree or gc"},
+		{[]string{"images", "burn"}, exitUsage, "want ls, tree, gc, verify, or import"},
 		{[]string{"completion", "fish"}, exitUsage, "want bash or zsh"},
 		{[]string{"agent", "now"}, exitUsage, "takes no arguments"},
 		{[]string{"ps", "--socket", "/nonexistent/sock"}, exitNoAgent, "is `novalet agent` running here"},

@@ -93,6 +93,24 @@ func ImageStore(t *testing.T, fixture func(t *testing.T) *ImageFixture) {
 		}
 		is(t, "delete image again", f.Store.DeleteImage(ctx, novalet.RequestContext{}, id), novalet.ErrNotFound)
 	})
+	t.Run("verify", func(t *testing.T) {
+		f, ctx := fixture(t), testContext(t)
+		img, err := f.Store.Prepare(ctx, request(f.ImageID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, heal := range []bool{false, true} {
+			list, err := f.Store.Verify(ctx, heal)
+			if err != nil || len(list) != len(img.Layers) {
+				t.Fatalf("verify: %+v, %v; the image has %+v", list, err, img.Layers)
+			}
+			for _, c := range list {
+				if c.Problem != "" || c.Healed || !slices.Contains(c.Images, f.ImageID) {
+					t.Errorf("verify: %+v", c)
+				}
+			}
+		}
+	})
 	t.Run("list and collect", func(t *testing.T) {
 		f, ctx := fixture(t), testContext(t)
 		if _, err := f.Store.Prepare(ctx, request(f.ImageID)); err != nil {

@@ -117,6 +117,20 @@ func (c *Client) Collect(ctx context.Context) (int64, error) {
 	return v.Bytes, json.Unmarshal(b, &v)
 }
 
+// Verify reads every stored layer again; with heal, corrupt ones are fetched again.
+func (c *Client) Verify(ctx context.Context, heal bool) ([]novalet.LayerCheck, error) {
+	path := "/v1/images/verify"
+	if heal {
+		path += "?heal=1"
+	}
+	b, err := c.do(ctx, http.MethodPost, path)
+	if err != nil {
+		return nil, err
+	}
+	var v []novalet.LayerCheck
+	return v, json.Unmarshal(b, &v)
+}
+
 // Metrics returns the Prometheus text.
 func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
 	return c.do(ctx, http.MethodGet, "/metrics")

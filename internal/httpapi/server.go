@@ -147,6 +147,7 @@ func (s *Server) routes() http.Handler {
 	e.POST("/v1/instances/:id/exec", s.exec)
 	e.GET("/v1/images", s.images)
 	e.POST("/v1/images/collect", s.collect)
+	e.POST("/v1/images/verify", s.verify)
 	return e
 }
 
@@ -225,6 +226,14 @@ func (s *Server) collect(c *echo.Context) error {
 		return err
 	}
 	return c.JSON(http.StatusOK, map[string]int64{"bytes": n})
+}
+
+func (s *Server) verify(c *echo.Context) error {
+	list, err := s.opts.Images.Verify(c.Request().Context(), c.QueryParam("heal") == "1")
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, list)
 }
 
 // hijack answers 101 and hands over the connection.
