@@ -45,6 +45,11 @@ func ReadOptions(cfg *osloconf.Config) Options {
 		Node:    cfg.String("novalet", "hypervisor_hostname", ""),
 		Release: cfg.String("novalet", "release", ""),
 	}
+	dir := cfg.String("compute", "provider_config_location", "/etc/nova/provider_config/")
+	var err error
+	if o.Providers, err = ReadProviderConfigs(dir); err != nil {
+		cfg.Errorf("compute", "provider_config_location", "%v", err)
+	}
 	// Nova reads interval 0 as "every periodic run"; the default of fill is the same minute.
 	if o.Host == "" {
 		cfg.Errorf(def, "host", "is not set and this machine has no name")

@@ -60,6 +60,8 @@ type Options struct {
 	SerialBaseURL string
 	// Resources are what is held back of the host, and the allocation ratios.
 	Resources ResourceOptions
+	// Providers are the operator's additions to resource providers ([compute] provider_config_location).
+	Providers []ProviderConfig
 	// HypervisorVersion is major*1000000 + minor*1000 + patch of this program.
 	HypervisorVersion int
 	// ImageFormats are the Glance disk_formats that boot here; nil is raw and qcow2.

@@ -115,7 +115,11 @@ func (t *tracker) update(ctx context.Context) error {
 	var syncErr error
 	if t.d.o.Placement != nil && (nodeErr == nil || t.d.nodeCreated()) {
 		var ratios map[string]float64
-		if ratios, syncErr = t.d.o.Placement.Sync(ctx, t.want(res)); syncErr == nil {
+		var want *placement.Want
+		if want, syncErr = t.want(res); syncErr == nil {
+			ratios, syncErr = t.d.o.Placement.Sync(ctx, want)
+		}
+		if syncErr == nil {
 			t.ratios = ratios
 		}
 	}
@@ -129,7 +133,7 @@ func (d *Driver) nodeCreated() bool {
 }
 
 // want describes the provider.
-func (t *tracker) want(res novalet.HostResources) *placement.Want {
+func (t *tracker) want(res novalet.HostResources) (*placement.Want, error) {
 	o := &t.d.o
 	traits := []string{"COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE", "COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG", "COMPUTE_DEVICE_TAGGING", traitNovalet}
 	for _, f := range o.ImageFormats {
@@ -142,7 +146,7 @@ func (t *tracker) want(res novalet.HostResources) *placement.Want {
 		traits = append(traits, traitOwner)
 	}
 	r := o.Resources
-	return &placement.Want{
+	w := &placement.Want{
 		UUID: t.d.nodeUUID(), Name: o.Node, Traits: traits, Managed: managedTraits,
 		Classes: map[string]placement.Class{
 			"VCPU":      {Total: res.VCPUs, Reserved: r.ReservedCPUs, Ratio: r.CPURatio, Initial: r.InitialCPURatio},
@@ -150,6 +154,17 @@ func (t *tracker) want(res novalet.HostResources) *placement.Want {
 			"DISK_GB":   {Total: res.DiskGB, Reserved: diskGB(r.ReservedDiskMB), Ratio: r.DiskRatio, Initial: r.InitialDiskRatio},
 		},
 	}
+	added, err := providerConfig(o.Providers, w.UUID, w.Name)
+	if err != nil || added == nil {
+		return w, err
+	}
+	for _, name := range added.Traits {
+		if slices.Contains(traits, name) {
+			return nil, fmt.Errorf("provider config %s: trait %s is this program's own; remove it there", added.File, name)
+		}
+	}
+	w.Traits, w.Extra = append(w.Traits, added.Traits...), added.Inventories
+	return w, nil
 }
 
 // managedTraits are the traits that say what a compute host can do: those that this one cannot go away, such as what

@@ -24,6 +24,7 @@ import (
 
 // server is a Placement with generations, in use checks and the microversions that matter.
 type server struct {
+	classes   map[string]bool // custom resource classes
 	mu        sync.Mutex
 	providers map[string]*row
 	traits    map[string]bool
@@ -36,7 +37,7 @@ type server struct {
 type row struct {
 	name        string
 	generation  int64
-	inventories map[string]inventory
+	inventories map[string]Inventory
 	traits      map[string]bool
 }
 
@@ -48,7 +49,7 @@ type consumer struct {
 
 func newServer(t *testing.T) (*server, *Client) {
 	t.Helper()
-	s := &server{providers: map[string]*row{}, consumers: map[string]*consumer{}, traits: map[string]bool{
+	s := &server{classes: map[string]bool{}, providers: map[string]*row{}, consumers: map[string]*consumer{}, traits: map[string]bool{
 		"COMPUTE_NODE": true, "COMPUTE_IMAGE_TYPE_RAW": true, "COMPUTE_STATUS_DISABLED": true, "HW_CPU_X86_AVX": true, "COMPUTE_TRUSTED_CERTS": true,
 	}}
 	h := httptest.NewServer(s)
@@ -90,6 +91,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch parts[0] {
 	case "traits":
 		s.serveTraits(w, r, parts)
+	case "resource_classes":
+		s.classes[parts[1]] = true
+		w.WriteHeader(201)
 	case "resource_providers":
 		s.serveProviders(w, r, parts, body)
 	case "allocations":
@@ -144,7 +148,7 @@ func (s *server) serveProviders(w http.ResponseWriter, r *http.Request, parts []
 				return
 			}
 		}
-		s.providers[id] = &row{name: name, inventories: map[string]inventory{}, traits: map[string]bool{}}
+		s.providers[id] = &row{name: name, inventories: map[string]Inventory{}, traits: map[string]bool{}}
 		send(w, map[string]any{"uuid": id, "name": name, "generation": 0})
 		return
 	}
@@ -162,10 +166,16 @@ func (s *server) serveProviders(w http.ResponseWriter, r *http.Request, parts []
 		}
 		switch parts[2] {
 		case "inventories":
-			var next map[string]inventory
+			var next map[string]Inventory
 			if err := json.Unmarshal(body["inventories"], &next); err != nil {
 				fail(w, 400, "", err.Error())
 				return
+			}
+			for class := range next {
+				if strings.HasPrefix(class, "CUSTOM_") && !s.classes[class] && p.inventories[class].Total == 0 {
+					fail(w, 400, "", "No such resource class "+class)
+					return
+				}
 			}
 			for class := range p.inventories {
 				if _, ok := next[class]; !ok && s.inUse(parts[1], class) {
@@ -310,7 +320,7 @@ func TestSync(t *testing.T) {
 	if p == nil || p.name != "node1" {
 		t.Fatalf("provider %+v", p)
 	}
-	if diff := cmp.Diff(inventory{Total: 16000, Reserved: 512, MinUnit: 1, MaxUnit: 16000, StepSize: 1, AllocationRatio: 1}, p.inventories["MEMORY_MB"]); diff != "" {
+	if diff := cmp.Diff(Inventory{Total: 16000, Reserved: 512, MinUnit: 1, MaxUnit: 16000, StepSize: 1, AllocationRatio: 1}, p.inventories["MEMORY_MB"]); diff != "" {
 		t.Errorf("inventory:\n%s", diff)
 	}
 	if diff := cmp.Diff(map[string]bool{"COMPUTE_NODE": true, "COMPUTE_IMAGE_TYPE_RAW": true, "CUSTOM_NOVALET": true}, p.traits); diff != "" {
@@ -326,7 +336,7 @@ func TestSync(t *testing.T) {
 	// After a while it is looked at again, and what others did there stays.
 	s.mu.Lock()
 	p.traits["HW_CPU_X86_AVX"], p.traits["COMPUTE_TRUSTED_CERTS"] = true, true
-	p.inventories["CUSTOM_GPU"] = inventory{Total: 1, MaxUnit: 1, MinUnit: 1, StepSize: 1, AllocationRatio: 1}
+	p.inventories["CUSTOM_GPU"] = Inventory{Total: 1, MaxUnit: 1, MinUnit: 1, StepSize: 1, AllocationRatio: 1}
 	inv := p.inventories["VCPU"]
 	inv.AllocationRatio = 9
 	p.inventories["VCPU"] = inv
@@ -495,5 +505,35 @@ func TestErrorText(t *testing.T) {
 	}
 	if fmt.Sprint(&conflictError{detail: "d"}) != "conflict: d" {
 		t.Error("text")
+	}
+}
+
+// What an operator adds stands beside what is the host's own, exactly as written, and is changed with the file.
+func TestSyncExtra(t *testing.T) {
+	s, c := newServer(t)
+	ctx := t.Context()
+	w := want()
+	w.Extra = map[string]Inventory{"CUSTOM_LICENSE": {Total: 5, Reserved: 1, MinUnit: 1, MaxUnit: 2, StepSize: 1, AllocationRatio: 1.5}}
+	for range 2 {
+		if _, err := c.Sync(ctx, w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := s.providers[w.UUID]
+	if diff := cmp.Diff(w.Extra["CUSTOM_LICENSE"], p.inventories["CUSTOM_LICENSE"]); diff != "" || p.inventories["VCPU"].Total == 0 {
+		t.Errorf("inventories %+v\n%s", p.inventories, diff)
+	}
+	classes := 0
+	for _, r := range s.requests() {
+		if r == "PUT /resource_classes/CUSTOM_LICENSE" {
+			classes++
+		}
+	}
+	if classes != 1 {
+		t.Errorf("the class was made %d times", classes)
+	}
+	w.Extra["CUSTOM_LICENSE"] = Inventory{Total: 7, MinUnit: 1, MaxUnit: 7, StepSize: 1, AllocationRatio: 1}
+	if _, err := c.Sync(ctx, w); err != nil || p.inventories["CUSTOM_LICENSE"].Total != 7 {
+		t.Errorf("inventories %+v, %v", p.inventories, err)
 	}
 }

@@ -28,14 +28,16 @@ type Want struct {
 	Name string // hypervisor hostname
 	// Classes by name: VCPU, MEMORY_MB, DISK_GB.
 	Classes map[string]Class
+	// Extra are classes that an operator adds, as they are to be. Custom classes are created.
+	Extra map[string]Inventory
 	// Traits the provider must have. Traits not known to this Placement are left out; CUSTOM_ ones are created.
 	Traits []string
 	// Managed are the traits that are taken away unless Traits names them. All others are left alone.
 	Managed []string
 }
 
-// inventory is one class as Placement has it.
-type inventory struct {
+// Inventory is one class as Placement has it.
+type Inventory struct {
 	Total           int64   `json:"total"`
 	Reserved        int64   `json:"reserved"`
 	MinUnit         int64   `json:"min_unit"`
@@ -48,7 +50,7 @@ type inventory struct {
 type provider struct {
 	uuid        string
 	generation  int64
-	inventories map[string]inventory
+	inventories map[string]Inventory
 	traits      map[string]bool
 	supported   map[string]bool // traits asked for, by whether this Placement knows them
 	read        time.Time
@@ -84,7 +86,11 @@ func (c *Client) sync(ctx context.Context, want *Want) (map[string]float64, erro
 		c.known = p
 	}
 	next, ratios := inventories(p.inventories, want.Classes)
+	maps.Copy(next, want.Extra)
 	if !maps.Equal(next, p.inventories) {
+		if err := c.makeClasses(ctx, p, want.Extra); err != nil {
+			return nil, err
+		}
 		if err := c.putInventories(ctx, p, next); err != nil {
 			return nil, err
 		}
@@ -119,7 +125,7 @@ func (c *Client) load(ctx context.Context, want *Want) (*provider, error) {
 	}
 	var inv struct {
 		Generation  int64                `json:"resource_provider_generation"`
-		Inventories map[string]inventory `json:"inventories"`
+		Inventories map[string]Inventory `json:"inventories"`
 	}
 	if err := c.do(ctx, "GET", p.path("/inventories"), "1.26", nil, &inv); err != nil {
 		return nil, err
@@ -150,7 +156,7 @@ func (c *Client) create(ctx context.Context, p *provider, want *Want) error {
 	if err != nil {
 		return err
 	}
-	p.generation, p.inventories = made.Generation, map[string]inventory{}
+	p.generation, p.inventories = made.Generation, map[string]Inventory{}
 	c.log.Info("created resource provider", "provider", want.UUID, "name", want.Name)
 	return nil
 }
@@ -158,10 +164,10 @@ func (c *Client) create(ctx context.Context, p *provider, want *Want) error {
 func (p *provider) path(rest string) string { return "/resource_providers/" + p.uuid + rest }
 
 // inventories computes what the provider should have, and the ratios. Classes that are not ours stay.
-func inventories(have map[string]inventory, classes map[string]Class) (map[string]inventory, map[string]float64) {
+func inventories(have map[string]Inventory, classes map[string]Class) (map[string]Inventory, map[string]float64) {
 	next := maps.Clone(have)
 	if next == nil {
-		next = map[string]inventory{}
+		next = map[string]Inventory{}
 	}
 	ratios := map[string]float64{}
 	for name, cl := range classes {
@@ -181,7 +187,7 @@ func inventories(have map[string]inventory, classes map[string]Class) (map[strin
 			delete(next, name)
 			continue
 		}
-		next[name] = inventory{
+		next[name] = Inventory{
 			Total: cl.Total, Reserved: min(max(cl.Reserved, 0), cl.Total),
 			MinUnit: 1, MaxUnit: cl.Total, StepSize: 1, AllocationRatio: ratio,
 		}
@@ -189,7 +195,20 @@ func inventories(have map[string]inventory, classes map[string]Class) (map[strin
 	return next, ratios
 }
 
-func (c *Client) putInventories(ctx context.Context, p *provider, next map[string]inventory) error {
+// makeClasses creates the custom classes that the provider does not have yet.
+func (c *Client) makeClasses(ctx context.Context, p *provider, extra map[string]Inventory) error {
+	for name := range extra {
+		if _, has := p.inventories[name]; has || !strings.HasPrefix(name, "CUSTOM_") {
+			continue
+		}
+		if err := c.do(ctx, "PUT", "/resource_classes/"+url.PathEscape(name), "1.7", nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) putInventories(ctx context.Context, p *provider, next map[string]Inventory) error {
 	body := map[string]any{"resource_provider_generation": p.generation, "inventories": next}
 	var got struct {
 		Generation int64 `json:"resource_provider_generation"`
@@ -211,7 +230,7 @@ func (c *Client) putInventories(ctx context.Context, p *provider, next map[strin
 }
 
 // keepClasses puts back the classes that next leaves out.
-func keepClasses(have, next map[string]inventory) bool {
+func keepClasses(have, next map[string]Inventory) bool {
 	kept := false
 	for name, inv := range have {
 		if _, ok := next[name]; !ok {
