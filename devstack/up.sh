@@ -31,6 +31,7 @@ PASSWORD=$(<"$PASSWORD_FILE")
 for f in "$HERE"/etc/* "$HERE/etc-$MECHANISM"/*; do
     [ -f "$f" ] && render "$f" >"$ETC/${f##*/}"
 done
+install -D -m 755 "$HERE/tools/ebtables" "$STATE/bin/ebtables"
 for u in admin demo demo2; do
     (umask 077; cat >"$STATE/openrc-$u") <<R
 export OS_AUTH_URL=http://127.0.0.1:5000/v3 OS_IDENTITY_API_VERSION=3 OS_REGION_NAME=RegionOne OS_INTERFACE=public
