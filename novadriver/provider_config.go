@@ -98,6 +98,10 @@ func readProviderConfig(path string) ([]ProviderConfig, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseProviderConfig(filepath.Base(path), text)
+}
+
+func parseProviderConfig(file string, text []byte) ([]ProviderConfig, error) {
 	var f providerFile
 	if err := yaml.Unmarshal(text, &f); err != nil {
 		return nil, err
@@ -114,7 +118,7 @@ func readProviderConfig(path string) ([]ProviderConfig, error) {
 	}
 	var out []ProviderConfig
 	for i, p := range f.Providers {
-		c := ProviderConfig{File: filepath.Base(path), Traits: p.Traits.Additional}
+		c := ProviderConfig{File: file, Traits: p.Traits.Additional}
 		if err := c.identify(p.Identification); err != nil {
 			return nil, fmt.Errorf("providers[%d]: identification: %w", i, err)
 		}
@@ -123,6 +127,7 @@ func readProviderConfig(path string) ([]ProviderConfig, error) {
 				return nil, fmt.Errorf("providers[%d]: traits: %q is no custom trait (CUSTOM_…)", i, t)
 			}
 		}
+		var err error
 		if c.Inventories, err = readInventories(p.Inventories.Additional); err != nil {
 			return nil, fmt.Errorf("providers[%d]: inventories: %w", i, err)
 		}
