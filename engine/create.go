@@ -115,7 +115,7 @@ func (e *Engine) sandbox(ctx context.Context, in *instance, rec *record, st *wir
 	g := e.group(rec.Slot)
 	if w := in.warm; w != nil {
 		in.warm = nil
-		e.fillWarm()
+		e.later(e.fillWarm)
 		err := e.assign(ctx, in, rec, w, st)
 		if err == nil {
 			e.log.Info("container created", "instance", rec.ID, "uid_base", rec.UIDBase, "prepared", true)

@@ -80,7 +80,7 @@ func (e *Engine) makeDisk(ctx context.Context, d rootfs.Disk, size, inodes int64
 	if err := os.RemoveAll(d.Dir); err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
-	defer e.fillPool(size, inodes)
+	defer e.later(func() { e.fillPool(size, inodes) })
 	es, err := os.ReadDir(e.poolDir(size, inodes))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("make disk: %w", err)
@@ -111,17 +111,17 @@ const unfinished = ".new"
 
 // fillPool makes disks of a size until enough wait. One goroutine at a time works on a size.
 func (e *Engine) fillPool(size, inodes int64) {
-	if e.o.DiskPool < 0 || e.ctx.Err() != nil {
+	if e.o.DiskPool < 0 {
 		return
 	}
 	dir := e.poolDir(size, inodes)
+	// Close takes the lock once more after it has cancelled, and waits then for what was started.
 	e.mu.Lock()
-	busy := e.filling[dir]
-	e.filling[dir] = true
-	e.mu.Unlock()
-	if busy {
+	defer e.mu.Unlock()
+	if e.ctx.Err() != nil || e.filling[dir] {
 		return
 	}
+	e.filling[dir] = true
 	e.wg.Add(1)
 	go func() {
 		defer e.wg.Done()

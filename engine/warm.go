@@ -77,6 +77,13 @@ func (e *Engine) endWarm(ctx context.Context, w *warmSlot, id string) error {
 	return err
 }
 
+// fillDelay is how long what is made in advance waits when one has been taken: the boot that took it is not to share the
+// processors with the making of the next.
+const fillDelay = 100 * time.Millisecond
+
+// later runs f in a while, unless the engine has closed by then; f starts what it does under e.wg itself.
+func (e *Engine) later(f func()) { time.AfterFunc(fillDelay, f) }
+
 // fillWarm prepares slots in the background until enough wait.
 func (e *Engine) fillWarm() {
 	e.mu.Lock()

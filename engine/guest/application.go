@@ -2,7 +2,6 @@ package guest
 
 import (
 	"os"
-	"os/signal"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +11,7 @@ import (
 
 // application prepares the init of an application: it stays as the first process, reaps what is orphaned, passes
 // signals on to the one program, and ends with its exit code.
-func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func() (int, error), error) {
+func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport, sigs <-chan os.Signal) (func() (int, error), error) {
 	p, err := resolve(&cfg.Process, true)
 	if err != nil {
 		return nil, err
@@ -23,8 +22,6 @@ func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func
 		rep.StopSignal = int(unix.SIGTERM)
 	}
 	return func() (int, error) {
-		sigs := make(chan os.Signal, 64)
-		signal.Notify(sigs)
 		listener, err := confine(&cfg.Confine)
 		if err != nil {
 			return 0, err
@@ -32,6 +29,10 @@ func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func
 		// Before anything can call for an answer.
 		if err := handOver(c, listener); err != nil {
 			return 0, err
+		}
+		// What came before there was a program is not meant for it.
+		for len(sigs) > 0 {
+			<-sigs
 		}
 		groups := p.id.groups
 		if groups == nil {

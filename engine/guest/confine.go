@@ -22,9 +22,13 @@ func everyThread(nr uintptr, a ...uintptr) error {
 	return nil
 }
 
-// confine drops the capabilities that are not in the bounding set, empties the inheritable and the ambient set,
-// and installs the filter, on all threads. After it the process can only go on to the tenant's program. What it
-// returns is for the keeper (see seccomp).
+// confine drops the capabilities that are not in the bounding set, empties the inheritable and the ambient set, and
+// installs the filter. After it the process can only go on to the tenant's program. What it returns is for the keeper
+// (see seccomp).
+//
+// Filter, no_new_privs and the capabilities themselves are of all threads. The bounding set is of this thread alone, from
+// which the tenant's program comes: the others run none, and each change on all threads costs as much as all else here.
+// The kernel takes no_new_privs over with the filter, and empties the ambient set with the capabilities.
 func confine(c *wire.Confine) (listener int, err error) {
 	if holes.Open(holes.Descriptors) {
 		_, _ = unix.Open("/", unix.O_PATH, 0)
@@ -33,18 +37,15 @@ func confine(c *wire.Confine) (listener int, err error) {
 		if c.Bounding&(1<<cp) != 0 || holes.Open(holes.Caps) {
 			continue
 		}
-		if err := everyThread(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, cp); err != nil {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, cp, 0, 0, 0); err != nil {
 			if err == unix.EINVAL {
 				break // above the kernel's last
 			}
 			return -1, fmt.Errorf("drop capability %d: %w", cp, err)
 		}
 	}
-	if err := everyThread(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL); err != nil {
-		return -1, fmt.Errorf("clear ambient capabilities: %w", err)
-	}
 	if c.NoNewPrivileges && !holes.Open(holes.NoNewPrivs) {
-		if err := everyThread(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return -1, fmt.Errorf("set no_new_privs: %w", err)
 		}
 	}

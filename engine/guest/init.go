@@ -3,7 +3,8 @@
 // helper that turns into a further process.
 //
 // It runs from a sealed memory file in the instance's own namespaces, as the root of its user namespace: it has
-// no rights on the host. Until its last step nothing of the tenant has run in the namespaces; what the tenant
+// no rights on the host. The file cannot be read by that root, so the kernel lets nobody inside trace what runs from it,
+// whatever capabilities the tracer has there (would_dump in fs/exec.c). Until its last step nothing of the tenant has run in the namespaces; what the tenant
 // can have prepared is the content of the root, and that is only opened by openat2 without a way out.
 //
 // It starts no goroutine but those of os/signal, and keeps nothing on disk.
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"time"
 
@@ -52,12 +54,15 @@ func Init() int {
 	if err != nil {
 		return 125
 	}
+	// While nobody waits for it: the runtime takes some milliseconds to ask for all signals.
+	sigs := make(chan os.Signal, 64)
+	signal.Notify(sigs)
 	var cfg wire.InitConfig
 	fds, err := c.Recv(&cfg)
 	if err != nil {
 		return 125 // never started
 	}
-	code, err := run(c, &cfg, fds)
+	code, err := run(c, &cfg, fds, sigs)
 	if err != nil {
 		report(c, err)
 		return 125
@@ -65,7 +70,7 @@ func Init() int {
 	return code
 }
 
-func run(c *wire.Conn, cfg *wire.InitConfig, fds []int) (int, error) {
+func run(c *wire.Conn, cfg *wire.InitConfig, fds []int, sigs <-chan os.Signal) (int, error) {
 	if len(fds) == 0 {
 		return 0, errors.New("no root")
 	}
@@ -105,7 +110,7 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int) (int, error) {
 	if cfg.Machine {
 		start, err = machine(c, cfg, rep)
 	} else {
-		start, err = application(c, cfg, rep)
+		start, err = application(c, cfg, rep, sigs)
 	}
 	if err != nil {
 		return 0, err
@@ -143,8 +148,18 @@ func newTime() error {
 		}
 		text += fmt.Sprintf("%s %d %d\n", name, sec, nsec)
 	}
+	// The files of a process that cannot be traced belong to the host's root. Nobody is there yet who could trace this one.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become dumpable: %w", err)
+	}
 	if err := os.WriteFile("/proc/self/timens_offsets", []byte(text), 0); err != nil {
 		return fmt.Errorf("set clock offsets: %w", err)
+	}
+	if holes.Open(holes.Trace) {
+		return nil
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("become non-dumpable: %w", err)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ const (
 	View        = "novalet-hole-view"        // the /proc view
 	Sysinfo     = "novalet-hole-sysinfo"     // the answers to sysinfo(2)
 	Descriptors = "novalet-hole-descriptors" // close-on-exec
+	Trace       = "novalet-hole-trace"       // helpers that cannot be traced
 	Propagation = "novalet-hole-propagation" // private mounts
 	CgroupNS    = "novalet-hole-cgroupns"    // the cgroup namespace
 )

@@ -65,6 +65,7 @@ type instance struct {
 	loadCPU  time.Duration // at the last sample
 	bootAt   time.Time     // of the current init
 	asked    asked
+	used     used
 }
 
 // exitRecord is what is left on disk for an agent that finds no keeper.
@@ -389,8 +390,12 @@ func (in *instance) handOver(m *wire.Start) error {
 	}
 	in.mu.Lock()
 	viewed := in.view != nil && !holes.Open(holes.View)
+	if viewed {
+		in.view.Renew()
+	}
 	in.bootAt = time.Now()
 	in.mu.Unlock()
+	in.used.forget()
 	cfg := &wire.InitConfig{Start: *m, ID: in.name(), Hostname: in.spec.Hostname}
 	if viewed {
 		fd, err := mnt.Clone(unix.AT_FDCWD, in.viewPath())

@@ -40,8 +40,6 @@ type asked struct {
 	listeners int
 	since     time.Time // begin of the window
 	answers   int
-	data      []byte // struct sysinfo, good for a moment
-	at        time.Time
 }
 
 // notification is a struct seccomp_notif, response a struct seccomp_notif_resp.
@@ -217,17 +215,10 @@ func (in *instance) answer(listener uintptr, n *notification) syscall.Errno {
 
 // sysinfo makes a struct sysinfo: what the cgroups limit is the instance's, what they do not is the host's.
 func (in *instance) sysinfo() []byte {
-	const moment = 50 * time.Millisecond
-	in.asked.mu.Lock()
-	data, at := in.asked.data, in.asked.at
-	in.asked.mu.Unlock()
-	if time.Since(at) < moment {
-		return data
-	}
 	var s unix.Sysinfo_t
 	_ = unix.Sysinfo(&s)
 	unit := max(uint64(s.Unit), 1)
-	u := in.usage()
+	u := in.lately()
 	total, free, swap, swapFree := s.Totalram*unit, s.Freeram*unit, s.Totalswap*unit, s.Freeswap*unit
 	buffers, shared := s.Bufferram*unit, s.Sharedram*unit
 	if u.MemoryLimit > 0 {
@@ -250,8 +241,5 @@ func (in *instance) sysinfo() []byte {
 	word(0)
 	out = binary.NativeEndian.AppendUint32(out, 1) // bytes
 	out = append(out, make([]byte, int(unsafe.Sizeof(s))-len(out))...)
-	in.asked.mu.Lock()
-	in.asked.data, in.asked.at = out, time.Now()
-	in.asked.mu.Unlock()
 	return out
 }

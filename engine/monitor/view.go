@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,11 +29,11 @@ func (in *instance) files() []procview.File {
 			if err != nil {
 				return nil, err
 			}
-			return f(b, in.usage()), nil
+			return f(b, in.lately()), nil
 		}
 	}
 	own := func(f func(*procview.Usage) []byte) func() ([]byte, error) {
-		return func() ([]byte, error) { return f(in.usage()), nil }
+		return func() ([]byte, error) { return f(in.lately()), nil }
 	}
 	cpus := own(func(u *procview.Usage) []byte { return procview.CPUList(u.CPUs) })
 	empty := own(func(*procview.Usage) []byte { return nil })
@@ -84,7 +85,38 @@ func (in *instance) makeView() error {
 		defer in.k.conns.Done()
 		v.Serve()
 	}()
+	// The kernel keeps the names once they have been looked up; an init that attaches the files would wait for each.
+	for _, f := range in.files() {
+		if fd, err := unix.Open(path+"/"+f.Name, unix.O_PATH|unix.O_CLOEXEC, 0); err == nil {
+			unix.Close(fd)
+		}
+	}
 	return nil
+}
+
+// lately is usage for who can do with that of a moment ago: one reader asks for several files in a row.
+func (in *instance) lately() *procview.Usage {
+	const moment = 50 * time.Millisecond
+	in.used.mu.Lock()
+	defer in.used.mu.Unlock()
+	if in.used.usage == nil || time.Since(in.used.at) >= moment {
+		in.used.usage, in.used.at = in.usage(), time.Now()
+	}
+	return in.used.usage
+}
+
+// used is the last usage that was read.
+type used struct {
+	mu    sync.Mutex
+	usage *procview.Usage // never changed
+	at    time.Time
+}
+
+// forget has the next reader ask the kernel: an instance made in advance has got its limits.
+func (u *used) forget() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.usage = nil
 }
 
 // usage reads the instance's cgroups.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,6 +33,7 @@ type View struct {
 	dev   *os.File
 	files []File
 	shown map[uint64]*content // by node
+	since atomic.Int64        // Unix nanoseconds; what was made before is old
 	Mount int                 // detached mount; the caller's to close
 }
 
@@ -111,6 +113,9 @@ func mountView(fd int) (int, error) {
 	}
 	return m, nil
 }
+
+// Renew has everything made anew for the next reader, as when the limits have changed.
+func (v *View) Renew() { v.since.Store(time.Now().UnixNano()) }
 
 // Close ends Serve; readers get ENOTCONN.
 func (v *View) Close() error { return v.dev.Close() }
@@ -232,7 +237,7 @@ func (v *View) attr(node uint64) []byte {
 // content returns what a file shows, made anew when it is old and fresh is asked for; nil when it cannot be made.
 func (v *View) content(node uint64, fresh bool) *content {
 	c := v.shown[node]
-	if c != nil && (!fresh || time.Since(c.at) < moment) {
+	if c != nil && (!fresh || time.Since(c.at) < moment && c.at.UnixNano() > v.since.Load()) {
 		return c
 	}
 	data, err := v.files[node-firstNode].Read()

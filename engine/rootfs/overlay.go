@@ -41,52 +41,50 @@ func Overlay(layers []string, upper, work string, userns int) (int, error) {
 			return -1, err
 		}
 	}
-	return overlay(lowers, upper, work, true)
+	fd, known, err := detached(lowers, upper, work)
+	if !known {
+		return attached(lowers, upper, work)
+	}
+	return fd, err
 }
 
-// overlay mounts lower descriptors, base first. byFd uses lowerdir+ (Linux 6.8 by path, 6.13 by descriptor); without
-// it the layers are named through /proc/self/fd, which older kernels take.
-func overlay(lowers []int, upper, work string, byFd bool) (int, error) {
+// features are switched off so that upper is a plain difference.
+var features = [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}}
+
+// detached mounts layers, base first, by descriptor. known is false when the kernel cannot have them so.
+func detached(lowers []int, upper, work string) (_ int, known bool, err error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return -1, fmt.Errorf("mount root: open overlay: %w", err)
+		return -1, true, fmt.Errorf("mount root: open overlay: %w", err)
 	}
 	defer unix.Close(fs)
-	fail := func(what string, err error) (int, error) {
-		return -1, fmt.Errorf("mount root: %s: %w%s", what, err, kernelLog(fs))
+	fail := func(what string, err error) (int, bool, error) {
+		return -1, true, fmt.Errorf("mount root: %s: %w%s", what, err, kernelLog(fs))
 	}
-	if byFd {
-		// Top first.
-		for i := len(lowers) - 1; i >= 0; i-- {
-			if err := unix.FsconfigSetFd(fs, "lowerdir+", lowers[i]); err != nil {
-				if i == len(lowers)-1 {
-					return overlay(lowers, upper, work, false)
-				}
-				return fail("add layer", err)
+	// Top first.
+	for i := len(lowers) - 1; i >= 0; i-- {
+		if err := unix.FsconfigSetFd(fs, "lowerdir+", lowers[i]); err != nil {
+			if i == len(lowers)-1 {
+				return -1, false, err
 			}
-		}
-	} else {
-		var names []string
-		for i := len(lowers) - 1; i >= 0; i-- {
-			names = append(names, fmt.Sprintf("/proc/self/fd/%d", lowers[i]))
-		}
-		if err := unix.FsconfigSetString(fs, "lowerdir", strings.Join(names, ":")); err != nil {
-			return fail("set layers", err)
+			return fail("add layer", err)
 		}
 	}
-	for _, o := range [][2]string{{"upperdir", upper}, {"workdir", work}, {"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}} {
+	for _, o := range append([][2]string{{"upperdir", upper}, {"workdir", work}}, features...) {
 		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
 			return fail("set "+o[0], err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return fail("create", err)
+		_, _, failed := fail("create", err)
+		// Linux 6.13 and 6.14 take the descriptors, but not that nothing is mounted.
+		return -1, !errors.Is(err, unix.EINVAL), failed
 	}
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NODEV)
 	if err != nil {
 		return fail("mount", err)
 	}
-	return fd, nil
+	return fd, true, nil
 }
 
 // kernelLog returns what the kernel has to say about a refused configuration.
