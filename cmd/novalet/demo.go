@@ -72,9 +72,9 @@ func (d *demo) run(ctx context.Context, keep, verbose bool, limit time.Duration)
 	defer cancel()
 	var logTo io.Writer = os.Stderr
 	if !verbose {
-		f, err := os.CreateTemp("", "novalet-demo-*.log")
-		if err != nil {
-			return fmt.Errorf("make the log: %w", err)
+		f, cerr := os.CreateTemp("", "novalet-demo-*.log")
+		if cerr != nil {
+			return fmt.Errorf("make the log: %w", cerr)
 		}
 		defer f.Close()
 		logTo = f
