@@ -1,14 +1,16 @@
 // Command engine measures the engine against crun and runc, in turn, on one root file system. Ours is what a boot
 // asks for: limits applied and read back, a root of limited size, the system call filter, the /proc view, the
-// console log and the keeper. Theirs is a bundle with the same namespaces and limits, without the rest.
+// console log, the keeper, and a port on a bridge. Theirs is a bundle with the same namespaces and limits, without the
+// rest. Where gcc is, limit.c tells what the kernel alone takes for the namespaces, the cgroups, the root and the port.
+//
+// All runs in a network namespace of its own.
 //
 //	go run ./tests/bench/engine -rounds 25 -live 1000
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -20,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/novalet/novalet"
@@ -32,8 +35,9 @@ func main() {
 	rounds := flag.Int("rounds", 25, "rounds of each start")
 	live := flag.Int("live", 1000, "instances for the rows of many; 0 leaves those rows out")
 	rootMiB := flag.Int64("root", 64, "size of ours' root in MiB, 0 for none")
+	rows := flag.String("rows", "", "only rows whose name holds this")
 	flag.Parse()
-	if err := run(*rounds, *live, *rootMiB); err != nil {
+	if err := inNamespace(func() error { return run(*rounds, *live, *rootMiB, *rows) }); err != nil {
 		fmt.Fprintln(os.Stderr, "bench engine:", err)
 		os.Exit(1)
 	}
@@ -46,13 +50,11 @@ type bench struct {
 	e      *engine.Engine
 	layers []novalet.Layer
 	limits novalet.Limits
-	next   int
+	net    *bridge
+	next   atomic.Int64
 }
 
-func run(rounds, live int, rootMiB int64) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("needs root")
-	}
+func run(rounds, live int, rootMiB int64, rows string) error {
 	dir, err := os.MkdirTemp("/var/tmp", "novalet-bench")
 	if err != nil {
 		return err
@@ -72,6 +74,10 @@ func run(rounds, live int, rootMiB int64) error {
 	if err := b.makeRoot(); err != nil {
 		return err
 	}
+	if b.net, err = newBridge(); err != nil {
+		return err
+	}
+	defer b.net.close()
 	if b.e, err = engine.Open(b.opts); err != nil {
 		return err
 	}
@@ -81,11 +87,19 @@ func run(rounds, live int, rootMiB int64) error {
 		r.Options["cgroups"] = l.String()
 	}
 	r.Options["root_mib"] = strconv.FormatInt(rootMiB, 10)
-	for _, peer := range []string{"crun", "runc"} {
-		if err := b.start(r, "cold_start_vs_"+peer, peer, rounds); err != nil {
-			r.Missing["cold_start_vs_"+peer] = err.Error()
+	try := func(row string, measure func() error) {
+		if !strings.Contains(row, rows) {
+			return
+		}
+		if err := measure(); err != nil {
+			r.Missing[row] = err.Error()
 		}
 	}
+	for _, peer := range []string{"crun", "runc"} {
+		row := "cold_start_vs_" + peer
+		try(row, func() error { return b.start(r, row, peer, rounds) })
+	}
+	try("cold_start_vs_limit", func() error { return b.limit(r, rounds) })
 	// From here on as an agent runs: with slots prepared.
 	if err := b.e.Close(); err != nil {
 		return err
@@ -94,16 +108,10 @@ func run(rounds, live int, rootMiB int64) error {
 	if b.e, err = engine.Open(b.opts); err != nil {
 		return err
 	}
-	if err := b.start(r, "warm_start_vs_crun", "crun", rounds); err != nil {
-		r.Missing["warm_start_vs_crun"] = err.Error()
-	}
-	if err := b.throughput(r, "crun"); err != nil {
-		r.Missing["throughput8_vs_crun"] = err.Error()
-	}
-	if live > 0 {
-		if err := b.many(r, live); err != nil {
-			return err
-		}
+	try("warm_start_vs_crun", func() error { return b.start(r, "warm_start_vs_crun", "crun", rounds) })
+	try("throughput8_vs_crun", func() error { return b.throughput(r, "crun") })
+	if many := fmt.Sprintf("start_%d_vs_10", live); live > 0 {
+		try(many, func() error { return b.many(r, live) })
 	}
 	return r.Write(os.Stdout, ".")
 }
@@ -132,127 +140,55 @@ func (b *bench) makeRoot() error {
 
 const script = "echo ready; exec busybox sleep 10000"
 
-// ours starts one instance and returns its id and how long it took until its first output was in the console log.
-func (b *bench) ours() (string, time.Duration, error) {
-	id := fmt.Sprintf("b%d", b.next)
-	b.next++
-	d, err := b.boot(id)
-	return id, d, err
+// instance is one of ours that runs.
+type instance struct {
+	id  string
+	vif *novalet.VIF
 }
 
-func (b *bench) boot(id string) (time.Duration, error) {
+// ours boots one instance and tells how long it took until its first output was in the console log.
+func (b *bench) ours() (*instance, time.Duration, error) {
+	n := int(b.next.Add(1))
+	in := &instance{id: fmt.Sprintf("00000000-0000-4000-8000-%012d", n), vif: b.net.vif(n)}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	began := time.Now()
-	if _, err := b.e.Create(ctx, &novalet.SandboxSpec{ID: id, Hostname: id, Kind: novalet.KindApplication, Limits: b.limits}); err != nil {
-		return 0, err
+	st, err := b.e.Create(ctx, &novalet.SandboxSpec{ID: in.id, Hostname: "bench", Kind: novalet.KindApplication, Limits: b.limits})
+	if err != nil {
+		return nil, 0, err
 	}
-	if err := b.e.Start(ctx, id, &novalet.ContainerSpec{Kind: novalet.KindApplication, Layers: b.layers,
+	if err := b.net.plug(ctx, in, st.NetNS); err != nil {
+		return nil, 0, err
+	}
+	if err := b.e.Start(ctx, in.id, &novalet.ContainerSpec{Kind: novalet.KindApplication, Layers: b.layers,
 		Process: novalet.ProcessSpec{Args: []string{"/bin/sh", "-c", script}}}); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
-	log := filepath.Join(b.opts.StateDir, "instances", id, "console.log")
+	log := filepath.Join(b.opts.StateDir, "instances", in.id, "console.log")
 	for {
 		if st, err := os.Stat(log); err == nil && st.Size() > 0 {
-			return time.Since(began), nil
+			return in, time.Since(began), nil
 		}
 		if ctx.Err() != nil {
-			return 0, ctx.Err()
+			return nil, 0, ctx.Err()
 		}
 		time.Sleep(20 * time.Microsecond)
 	}
 }
 
-// config is the peers' bundle: the same namespaces and limits.
-func (b *bench) config() error {
-	type m map[string]any
-	mount := func(dst, typ string, opts ...string) m {
-		return m{"destination": dst, "type": typ, "source": typ, "options": opts}
-	}
-	var ns []m
-	for _, n := range []string{"pid", "mount", "uts", "ipc", "network", "user", "cgroup"} {
-		ns = append(ns, m{"type": n})
-	}
-	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
-	c := m{"ociVersion": "1.0.2", "hostname": "bench", "root": m{"path": "rootfs", "readonly": true},
-		"process": m{"terminal": false, "user": m{"uid": 0, "gid": 0}, "cwd": "/", "args": []string{"/bin/sh", "-c", script},
-			"env": []string{"PATH=/bin"}, "noNewPrivileges": true, "capabilities": m{"bounding": caps, "effective": caps, "permitted": caps}},
-		"mounts": []m{mount("/proc", "proc"), mount("/dev", "tmpfs", "nosuid", "mode=755", "size=65536k"), mount("/dev/pts", "devpts", "newinstance", "ptmxmode=0666"),
-			mount("/dev/shm", "tmpfs", "nosuid", "nodev"), mount("/sys", "sysfs", "nosuid", "nodev", "noexec", "ro")},
-		"linux": m{"namespaces": ns, "uidMappings": []m{{"containerID": 0, "hostID": 100000, "size": 65536}}, "gidMappings": []m{{"containerID": 0, "hostID": 100000, "size": 65536}},
-			"resources":     m{"memory": m{"limit": 256 << 20}, "cpu": m{"shares": 1024}, "pids": m{"limit": 100}, "devices": []m{{"allow": false, "access": "rwm"}}},
-			"maskedPaths":   []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/sys/firmware"},
-			"readonlyPaths": []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}}}
-	data, err := json.Marshal(c)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(b.dir, "bundle", "config.json"), data, 0o644)
-}
-
-// peerCommand runs a peer; crun refuses hosts that mount v1 and a cgroup2, so it gets a mount namespace without the
-// cgroup2.
-func (b *bench) peerCommand(peer string, args ...string) *exec.Cmd {
-	full := append([]string{"--root", filepath.Join(b.dir, peer)}, args...)
-	if peer == "crun" {
-		if l, err := cgroup.Detect(); err == nil && l.String() == "hybrid" {
-			return exec.Command("unshare", append([]string{"-m", "sh", "-c", `umount "$0" && exec crun "$@"`, l.V2}, full...)...)
-		}
-	}
-	return exec.Command(peer, full...)
-}
-
-// theirs starts one container of a peer and returns how long it took until its first output.
-func (b *bench) theirs(peer, id string) (time.Duration, error) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return 0, err
-	}
-	defer r.Close()
-	cmd := b.peerCommand(peer, "run", "-d", "-b", filepath.Join(b.dir, "bundle"), id)
-	var text bytes.Buffer
-	cmd.Stdout, cmd.Stderr = w, &text
-	// A file, not a pipe: the container would hold a pipe open.
-	errs, err := os.CreateTemp(b.dir, "stderr")
-	if err != nil {
-		return 0, err
-	}
-	defer errs.Close()
-	cmd.Stderr = errs
-	began := time.Now()
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return 0, err
-	}
-	buf := make([]byte, 16)
-	_, rerr := r.Read(buf)
-	took := time.Since(began)
-	if err := cmd.Wait(); err != nil || rerr != nil {
-		msg, _ := os.ReadFile(errs.Name())
-		return 0, fmt.Errorf("%s run: %w %v: %s", peer, err, rerr, bytes.TrimSpace(msg))
-	}
-	return took, nil
-}
-
-func (b *bench) delete(peer, id string) (time.Duration, error) {
-	began := time.Now()
-	out, err := b.peerCommand(peer, "delete", "-f", id).CombinedOutput()
-	if err != nil {
-		return 0, fmt.Errorf("%s delete: %w: %s", peer, err, out)
-	}
-	return time.Since(began), nil
-}
-
-func (b *bench) stop(id string) (time.Duration, error) {
+// stop ends one of ours and tells how long that took; what frees it follows.
+func (b *bench) stop(in *instance) (time.Duration, error) {
 	ctx := context.Background()
 	began := time.Now()
-	if err := b.e.Stop(ctx, id, novalet.StopOptions{}); err != nil {
+	if err := b.e.Stop(ctx, in.id, novalet.StopOptions{}); err != nil {
 		return 0, err
 	}
 	took := time.Since(began)
-	return took, b.e.Destroy(ctx, id, novalet.DestroyOptions{})
+	return took, errors.Join(b.net.unplug(ctx, in), b.e.Destroy(ctx, in.id, novalet.DestroyOptions{}))
 }
+
+// pause is longer than the engine waits before it replaces what it had made in advance, and what that takes.
+const pause = 400 * time.Millisecond
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
@@ -270,12 +206,12 @@ func (b *bench) start(r *report.Report, row, peer string, rounds int) error {
 	for i := range rounds + 2 {
 		var start, stop [2]time.Duration
 		us := func() error {
-			id, d, err := b.ours()
+			in, d, err := b.ours()
 			if err != nil {
 				return err
 			}
 			start[0] = d
-			stop[0], err = b.stop(id)
+			stop[0], err = b.stop(in)
 			return err
 		}
 		them := func() (err error) {
@@ -294,8 +230,8 @@ func (b *bench) start(r *report.Report, row, peer string, rounds int) error {
 			if err := f(); err != nil {
 				return err
 			}
-			// What a stop leaves to the background must not weigh on the next one.
-			time.Sleep(60 * time.Millisecond)
+			// What a start and a stop leave to the background must not weigh on the next one.
+			time.Sleep(pause)
 		}
 		if i >= 2 {
 			starts = append(starts, [2]float64{ms(start[0]), ms(start[1])})
@@ -334,12 +270,12 @@ func (b *bench) throughput(r *report.Report, peer string) error {
 	}
 	var samples [][2]float64
 	for round := range 3 {
-		us, err := rate(func(i int) error {
-			id := fmt.Sprintf("p%d-%d", round, i)
-			if _, err := b.boot(id); err != nil {
+		us, err := rate(func(int) error {
+			in, _, err := b.ours()
+			if err != nil {
 				return err
 			}
-			_, err := b.stop(id)
+			_, err = b.stop(in)
 			return err
 		})
 		if err != nil {
@@ -359,74 +295,5 @@ func (b *bench) throughput(r *report.Report, peer string) error {
 		samples = append(samples, [2]float64{us, them})
 	}
 	r.Add("throughput8_vs_crun", "1/s", peer, 1.0, samples)
-	return nil
-}
-
-// many measures with many instances: memory of an idle one, starts beside them, and taking them over.
-func (b *bench) many(r *report.Report, live int) error {
-	b.limits.RootBytes = 0
-	free := func() int64 {
-		data, _ := os.ReadFile("/proc/meminfo")
-		var avail int64
-		for line := range strings.SplitSeq(string(data), "\n") {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == "MemAvailable:" {
-				avail, _ = strconv.ParseInt(f[1], 10, 64)
-			}
-		}
-		return avail
-	}
-	var few, lots []float64
-	before := free()
-	for i := range live {
-		_, d, err := b.ours()
-		if err != nil {
-			return err
-		}
-		switch {
-		case i >= 10 && i < 35:
-			few = append(few, ms(d))
-		case i >= live-25:
-			lots = append(lots, ms(d))
-		}
-	}
-	r.Add("idle_instance_mib", "MiB", "", 2, [][2]float64{{float64(before-free()) / 1024 / float64(live), 0}})
-	var pairs [][2]float64
-	for i := range min(len(few), len(lots)) {
-		pairs = append(pairs, [2]float64{lots[i], few[i]})
-	}
-	r.Add(fmt.Sprintf("start_%d_vs_10", live), "ms", "ours beside 10", 1.3, pairs)
-	if err := b.e.Close(); err != nil {
-		return err
-	}
-	began := time.Now()
-	var err error
-	if b.e, err = engine.Open(b.opts); err != nil {
-		return err
-	}
-	list, err := b.e.List(context.Background())
-	if err != nil {
-		return err
-	}
-	took := time.Since(began)
-	running := 0
-	for _, s := range list {
-		if s.State == novalet.ContainerRunning {
-			running++
-		}
-	}
-	if running != live {
-		return fmt.Errorf("%d of %d taken over", running, live)
-	}
-	r.Add(fmt.Sprintf("adopt_%d_s", live), "s", "", 2, [][2]float64{{took.Seconds(), 0}})
-	sem := make(chan struct{}, 8)
-	var wg sync.WaitGroup
-	for _, s := range list {
-		sem <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-sem }()
-			_ = b.e.Destroy(context.Background(), s.ID, novalet.DestroyOptions{})
-		})
-	}
-	wg.Wait()
 	return nil
 }

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/engine"
+	"github.com/novalet/novalet/tests/bench/report"
+)
+
+// many measures with many instances: memory of an idle one, starts beside them, and taking them over. Their roots are
+// without a limit: so many loop devices are the host's business.
+func (b *bench) many(r *report.Report, live int) error {
+	b.limits.RootBytes = 0
+	free := func() int64 {
+		data, _ := os.ReadFile("/proc/meminfo")
+		var avail int64
+		for line := range strings.SplitSeq(string(data), "\n") {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "MemAvailable:" {
+				avail, _ = strconv.ParseInt(f[1], 10, 64)
+			}
+		}
+		return avail
+	}
+	var few, lots []float64
+	var all []*instance
+	before := free()
+	const samples = 25
+	if live < 2*samples+10 {
+		return fmt.Errorf("needs %d instances", 2*samples+10)
+	}
+	for i := range live {
+		into := &few
+		switch {
+		case i >= 10 && i < 10+samples:
+		case i >= live-samples:
+			into = &lots
+		default:
+			into = nil
+		}
+		if into != nil {
+			time.Sleep(pause)
+		}
+		in, d, err := b.ours()
+		if err != nil {
+			return err
+		}
+		all = append(all, in)
+		if into != nil {
+			*into = append(*into, ms(d))
+		}
+	}
+	r.Add("idle_instance_mib", "MiB", "", 2, [][2]float64{{float64(before-free()) / 1024 / float64(live), 0}})
+	var pairs [][2]float64
+	for i := range min(len(few), len(lots)) {
+		pairs = append(pairs, [2]float64{lots[i], few[i]})
+	}
+	r.Add(fmt.Sprintf("start_%d_vs_10", live), "ms", "ours beside 10", 1.3, pairs)
+	if err := b.e.Close(); err != nil {
+		return err
+	}
+	began := time.Now()
+	var err error
+	if b.e, err = engine.Open(b.opts); err != nil {
+		return err
+	}
+	list, err := b.e.List(context.Background())
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	running := 0
+	for _, s := range list {
+		if s.State == novalet.ContainerRunning {
+			running++
+		}
+	}
+	if running != live {
+		return fmt.Errorf("%d of %d taken over", running, live)
+	}
+	r.Add(fmt.Sprintf("adopt_%d_s", live), "s", "", 2, [][2]float64{{took.Seconds(), 0}})
+	sem := make(chan struct{}, 8)
+	var wg sync.WaitGroup
+	for _, in := range all {
+		sem <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-sem }()
+			_, _ = b.stop(in)
+		})
+	}
+	wg.Wait()
+	return nil
+}
