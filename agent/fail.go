@@ -118,22 +118,54 @@ func noHost(fields map[string]any) map[string]any {
 // reschedule hands the build back for another host.
 func (b *boot) reschedule(ctx context.Context, f *failure, cause error) error {
 	a, in, rc := b.a, b.in, b.op.Context
-	if in.replayed && b.inst.Host != a.host && b.inst.Host != "" {
-		return nil // handed back before the crash, and taken by another host
-	}
-	if err := b.forgetInterfaces(ctx); err != nil {
-		return err
-	}
-	if err := a.save(ctx, in, rc, afterBuild, noHost(map[string]any{"task_state": novalet.TaskScheduling})); err != nil {
-		return fmt.Errorf("save scheduling: %w", err)
-	}
-	if err := a.dropAllocation(ctx, in); err != nil {
-		return err
+	if f.Freed {
+		// A crash came about when the conductor was told. By now the row and the allocation may be another host's.
+		if taken, err := b.taken(ctx); taken || err != nil {
+			return err
+		}
+	} else {
+		if in.replayed && b.inst.Host != a.host && b.inst.Host != "" {
+			return nil // handed back before the crash, and taken by another host
+		}
+		if err := b.free(ctx); err != nil {
+			return err
+		}
+		freed := *f
+		freed.Freed = true
+		in.note(func(r *record) { r.Failed = &freed })
 	}
 	in.log.Info("build goes back to the conductor for another host", "request_id", rc.RequestID, "cause", f.Cause)
 	return a.insist(ctx, in.log, "reschedule", func(ctx context.Context) error {
 		return a.conductor.RescheduleBuild(ctx, b.op, b.fault(f, cause))
 	})
+}
+
+// free lets go of the row and of what the instance holds in Placement.
+func (b *boot) free(ctx context.Context) error {
+	if err := b.forgetInterfaces(ctx); err != nil {
+		return err
+	}
+	err := b.a.save(ctx, b.in, b.op.Context, afterBuild, noHost(map[string]any{"task_state": novalet.TaskScheduling}))
+	if err != nil {
+		return fmt.Errorf("save scheduling: %w", err)
+	}
+	return b.a.dropAllocation(ctx, b.in)
+}
+
+// taken says whether somebody works on the instance that was handed back, or it is over.
+func (b *boot) taken(ctx context.Context) (bool, error) {
+	var row *novalet.Instance
+	err := b.a.insist(ctx, b.in.log, "read instance", func(ctx context.Context) (err error) {
+		row, err = b.a.conductor.Instance(ctx, b.in.uuid)
+		return err
+	})
+	if errors.Is(err, novalet.ErrNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read instance: %w", err)
+	}
+	return row.Deleted || row.Host != "" || row.VMState != novalet.VMBuilding || row.TaskState != novalet.TaskScheduling, nil
 }
 
 // abort puts the instance into ERROR with a text for its owner, and frees what it held. It names no host then, so that a

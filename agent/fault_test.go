@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/novalet/novalet"
@@ -228,6 +229,66 @@ func TestCrashDuringUndo(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A crash around the moment in which a build goes back to the conductor: it goes back, and what another host has by then
+// is left to it.
+func TestCrashDuringReschedule(t *testing.T) {
+	for _, c := range []struct {
+		step  string
+		phase fake.Phase
+		taken bool // another host has it when the agent comes back
+		casts int
+		freed bool // the allocation that the agent finds is freed
+	}{
+		{"Placement.DeleteAllocation", fake.Before, false, 1, true},
+		{"Conductor.RescheduleBuild", fake.Before, false, 1, false},
+		{"Conductor.RescheduleBuild", fake.After, false, 2, false},
+		{"Conductor.RescheduleBuild", fake.After, true, 1, false},
+	} {
+		t.Run(fmt.Sprintf("%s/%s/%v", c.step, c.phase, c.taken), func(t *testing.T) {
+			l := newLab(t)
+			op := l.server(func(op *novalet.Operation) { op.Args.Build.MayReschedule = true })
+			uuid := op.Instance.UUID
+			reached := make(chan struct{})
+			var once sync.Once
+			agent, faults := l.agent, l.h.Faults
+			faults.Fail("Runtime.Start", novalet.ErrReschedule, -1)
+			faults.Hook(func(_ context.Context, name string, p fake.Phase) {
+				if name == c.step && p == c.phase {
+					once.Do(func() {
+						agent.store.frozen.Store(true)
+						faults.Kill()
+						close(reached)
+					})
+				}
+			})
+			l.submit(op)
+			<-reached
+			l.crash()
+			l.world.Allocate(uuid) // of the next host
+			if c.taken {
+				l.world.SetRow(uuid, func(r *fake.Row) { r.TaskState = novalet.TaskNetworking })
+			}
+			l.open()
+			eventually(t, "the build is out of the agent's hands", func() bool {
+				_, err := l.agent.lookup(uuid)
+				return err != nil && len(l.world.Rescheduled()) >= c.casts
+			})
+			if got := l.world.Rescheduled(); len(got) != c.casts {
+				t.Errorf("handed back %v, want %d times", got, c.casts)
+			}
+			if l.world.Allocated(uuid) == c.freed {
+				t.Errorf("allocated %v", l.world.Allocated(uuid))
+			}
+			if r := l.world.Row(uuid); r.VMState != novalet.VMBuilding || r.Host != "" || len(r.Faults) > 0 {
+				t.Errorf("row is %s on %q, faults %v", r.VMState, r.Host, r.Faults)
+			}
+			if s := l.world.State(uuid); s != "" || len(l.world.Ports(uuid)) > 0 || len(l.world.Plugs(uuid)) > 0 {
+				t.Error("something of the build is left here")
+			}
+		})
 	}
 }
 

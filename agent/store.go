@@ -70,6 +70,7 @@ type failure struct {
 	Reschedule bool           `json:"reschedule,omitempty"`
 	Quiet      bool           `json:"quiet,omitempty"` // the instance is gone or not ours: no fault, no save
 	Gone       bool           `json:"gone,omitempty"`  // it is gone: its allocation too
+	Freed      bool           `json:"freed,omitempty"` // its row and its allocation are free for another host
 	Class      string         `json:"class,omitempty"`
 	Text       string         `json:"text,omitempty"`
 	Cause      string         `json:"cause,omitempty"`

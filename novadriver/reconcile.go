@@ -69,18 +69,37 @@ func (d *Driver) reconcileOnce(ctx context.Context) error {
 		switch {
 		case inst.Deleted && !o.Bool("hidden"):
 			failed = errors.Join(failed, d.o.Placement.RemoveFromAllocation(ctx, inst.UUID, node))
-		case d.lostBuild(inst, o.Time("created_at")):
+		case d.lostBuild(inst, latest(o.Time("created_at"), o.Time("updated_at"), d.since)):
 			failed = errors.Join(failed, d.endLostBuild(ctx, c, inst))
 		}
 	}
 	return failed
 }
 
-// lostBuild reports whether nobody works on a build. A build that waits here for its turn is known by its cast; of those
-// older than this process the agent's journal may hold some, so they are left alone.
-func (d *Driver) lostBuild(inst *novalet.Instance, created time.Time) bool {
+// lostBuild reports whether nobody works on a build. A build that waits here for its turn is known by its cast, one of
+// the agent's journal is at work since the start. touched is when the row last changed, or this process began: a cast
+// that came while it was away waits in the queue no longer than until then.
+func (d *Driver) lostBuild(inst *novalet.Instance, touched time.Time) bool {
 	return !inst.Deleted && inst.VMState == novalet.VMBuilding && (inst.Host == "" || inst.Host == d.o.Host) &&
-		(inst.TaskState == novalet.TaskScheduling || inst.TaskState == novalet.TaskNone) && created.After(d.since) && d.o.now().Sub(created) > lostAfter && !d.notes.knows(inst.UUID)
+		(inst.TaskState == novalet.TaskScheduling || inst.TaskState == novalet.TaskNone) &&
+		d.o.now().Sub(touched) > lostAfter && !d.notes.knows(inst.UUID) && d.consuming()
+}
+
+// consuming reports whether messages reach this process now.
+func (d *Driver) consuming() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	return d.Ready(ctx) == nil
+}
+
+func latest(times ...time.Time) time.Time {
+	var l time.Time
+	for _, t := range times {
+		if t.After(l) {
+			l = t
+		}
+	}
+	return l
 }
 
 func (d *Driver) endLostBuild(ctx context.Context, c novalet.Conductor, inst *novalet.Instance) error {

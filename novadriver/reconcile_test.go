@@ -31,7 +31,8 @@ func TestReconcile(t *testing.T) {
 		{name: "elsewhere", fields: map[string]any{"host": "host2"}, state: "active"},
 		{name: "lost", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": old}, freed: "delete ", state: "error"},
 		{name: "waits for its turn", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": old}, queued: true, state: "building"},
-		{name: "older than this process", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": older}, state: "building"},
+		{name: "lost before this process began", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": older}, freed: "delete ", state: "error"},
+		{name: "on its way from another host", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": old, "updated_at": fresh}, state: "building"},
 		{name: "coming", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": fresh}, state: "building"},
 		{name: "on another host", fields: map[string]any{"vm_state": "building", "task_state": "scheduling", "created_at": old, "host": "host2"}, state: "building"},
 		{name: "at work", fields: map[string]any{"vm_state": "building", "task_state": "spawning", "created_at": old}, state: "building"},
@@ -69,11 +70,39 @@ func TestReconcile(t *testing.T) {
 			t.Errorf("%s: vm_state %s", r.name, row["vm_state"])
 		}
 	}
-	if f := b.conductor.Find("InstanceFault", "code", 500); len(f) != 1 || !strings.Contains(f[0].Str("message"), "lost on the way") {
+	if f := b.conductor.Find("InstanceFault", "code", 500); len(f) != 2 || !strings.Contains(f[0].Str("message"), "lost on the way") {
 		t.Errorf("faults %v", f)
 	}
 	if slices.Contains(did, "delete 8a7b2c1e-0000-4000-8000-000000000002") {
 		t.Error("a migration's allocation was freed")
+	}
+}
+
+// Right after the start, and without the broker, a cast may still be on its way: nothing counts as lost.
+func TestReconcileWaits(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		b := started(t, "zed")
+		if away {
+			b.driver.since = time.Now().Add(-2 * time.Hour)
+		}
+		old := ovo.FormatTime(time.Now().Add(-time.Hour))
+		b.conductor.Put("Instance", map[string]any{"uuid": instUUID, "host": nil, "vm_state": "building", "task_state": "scheduling", "created_at": old})
+		inst, err := b.driver.Conductor().Instance(b.ctx(), instUUID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if away {
+			if !b.driver.lostBuild(inst, time.Now().Add(-time.Hour)) {
+				t.Error("with the broker the build is not lost")
+			}
+			b.conn.Cut()
+		}
+		if b.driver.lostBuild(inst, latest(time.Now().Add(-time.Hour), b.driver.since)) {
+			t.Errorf("broker away %v: the build is lost", away)
+		}
+		if away {
+			b.conn.Restore()
+		}
 	}
 }
 
