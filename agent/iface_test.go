@@ -74,8 +74,9 @@ func TestFixedIPOnce(t *testing.T) {
 	l.open()
 	eventually(t, "Nova shows both addresses", func() bool {
 		shown, _ := l.addresses(uuid)
-		return len(shown) == 2 && l.idle(uuid)
+		return len(shown) == 2
 	})
+	l.awaitAfterCrash(uuid, novalet.VMActive)
 	if p := l.world.Ports(uuid); len(p) != 1 || len(p[0].More) != 1 {
 		t.Errorf("ports %+v", p)
 	}
