@@ -131,8 +131,17 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int, sigs <-chan os.Signal) (
 }
 
 // newTime gives the processes that follow a clock of their own: the monotonic and the boot clock start at zero.
-// The running process enters it when it runs another program (Linux 6.3), children at their start.
+// The running process enters it when it runs another program, children at their start. Before Linux 6.3 a process that
+// has made one can neither enter it by running a program nor share memory with a child (vfork, threads): there the
+// instance keeps the host's clocks.
 func newTime() error {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return fmt.Errorf("read kernel release: %w", err)
+	}
+	if !timeAtExec(unix.ByteSliceToString(u.Release[:])) {
+		return nil
+	}
 	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
 		return fmt.Errorf("unshare time namespace: %w", err)
 	}
@@ -162,6 +171,15 @@ func newTime() error {
 		return fmt.Errorf("become non-dumpable: %w", err)
 	}
 	return nil
+}
+
+// timeAtExec tells from a kernel's release whether a process enters its time namespace when it runs another program.
+func timeAtExec(release string) bool {
+	var major, minor int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n != 2 {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 3
 }
 
 // limits sets the resource limits that programs expect. Values above what this process may have are lowered.

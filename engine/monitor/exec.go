@@ -141,6 +141,12 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 		return nil, nil, fmt.Errorf("open time namespace: %w", err)
 	}
 	defer unix.Close(timens)
+	// Where the kernel is too old for it to have one of its own (see guest), it is the keeper's, which nobody without
+	// rights on the host may enter.
+	ownTime, err := differs(timens, "/proc/self/ns/time")
+	if err != nil {
+		return nil, nil, err
+	}
 	// The pid may have been reused between: a signal to the pidfd tells.
 	if err := unix.PidfdSendSignal(init, 0, nil, 0); err != nil {
 		return nil, nil, &wire.Error{Code: wire.CodeState, Detail: "init is gone"}
@@ -152,7 +158,6 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 	s := &spawnSpec{
 		join: []call{
 			setns(init, unix.CLONE_NEWUSER|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWCGROUP),
-			setns(timens, unix.CLONE_NEWTIME),
 		},
 		fork:   &none,
 		files:  files,
@@ -161,8 +166,23 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 		env:    append(runtimeEnv[:len(runtimeEnv):len(runtimeEnv)], holes.Env()...),
 		attach: func(pid int) error { return in.join(pid, wire.CgroupExec) },
 	}
+	if ownTime {
+		s.join = append(s.join, setns(timens, unix.CLONE_NEWTIME))
+	}
 	_, pidfd, done, err := in.k.reaper.spawn(s)
 	return pidfd, done, err
+}
+
+// differs tells whether a descriptor is of another namespace than a path names.
+func differs(ns int, path string) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Fstat(ns, &a); err != nil {
+		return false, fmt.Errorf("look at namespace: %w", err)
+	}
+	if err := unix.Stat(path, &b); err != nil {
+		return false, fmt.Errorf("look at namespace: %w", err)
+	}
+	return a.Dev != b.Dev || a.Ino != b.Ino, nil
 }
 
 func dupFile(f *os.File) (int, error) {

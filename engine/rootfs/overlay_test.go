@@ -52,9 +52,11 @@ func mounts(t *testing.T) string {
 func TestOverlay(t *testing.T) {
 	hosttest.RequireRoot(t)
 	userns := userNamespace(t)
-	for name, make := range map[string]func(lowers []int, upper, work string) (int, error){
-		"attached": attached,
-		"overlay": func(lowers []int, upper, work string) (int, error) {
+	for name, overlay := range map[string]func(t *testing.T, lowers []int, upper, work string) (int, error){
+		"attached": func(_ *testing.T, lowers []int, upper, work string) (int, error) {
+			return attached(lowers, upper, work)
+		},
+		"detached": func(t *testing.T, lowers []int, upper, work string) (int, error) {
 			fd, known, err := detached(lowers, upper, work)
 			if !known {
 				t.Skip("this kernel cannot: ", err)
@@ -104,7 +106,7 @@ func TestOverlay(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := mounts(t)
-			fd, err := make(lowers, upper, work)
+			fd, err := overlay(t, lowers, upper, work)
 			if err != nil {
 				t.Fatal(err)
 			}
