@@ -22,14 +22,16 @@ import (
 // a service without ranges, reads up to there again. Everything it gives is hashed once, in order, so the
 // verdict at the end covers exactly the bytes given. Not safe for concurrent use but for progress.
 type download struct {
-	ctx    context.Context
-	glance Glance
-	rc     novalet.RequestContext
-	rec    *ImageRecord
-	idle   time.Duration
-	tries  int
-	delay  time.Duration // before the second try; doubled with each
-	log    func(msg string, args ...any)
+	ctx   context.Context
+	rec   *ImageRecord
+	idle  time.Duration
+	tries int
+	delay time.Duration // before the second try; doubled with each
+	log   func(msg string, args ...any)
+
+	// limit is where the data ends, 0 when the record does not say. openAt begins a request there or earlier.
+	limit  int64
+	openAt func(ctx context.Context, off int64) (body io.ReadCloser, start int64, err error)
 
 	off    atomic.Int64
 	body   io.ReadCloser
@@ -45,7 +47,10 @@ var errIdle = errors.New("no data came for too long")
 
 func newDownload(ctx context.Context, g Glance, rc novalet.RequestContext, rec *ImageRecord, idle time.Duration, tries int,
 	delay time.Duration, log func(string, ...any)) *download {
-	d := &download{ctx: ctx, glance: g, rc: rc, rec: rec, idle: idle, tries: tries, delay: delay, log: log}
+	d := &download{ctx: ctx, rec: rec, idle: idle, tries: tries, delay: delay, log: log, limit: max(rec.Size, 0)}
+	d.openAt = func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+		return g.Download(ctx, rc, rec.ID, off)
+	}
 	d.hash, d.want = recordHash(rec)
 	return d
 }
@@ -101,7 +106,7 @@ func (d *download) Read(p []byte) (int, error) {
 			if d.hash != nil {
 				d.hash.Write(p[:n])
 			}
-			if d.rec.Size > 0 && off > d.rec.Size {
+			if d.limit > 0 && off > d.limit {
 				return 0, d.end(d.refuse("Glance gives more data than the image's record says; upload the image again"))
 			}
 			return n, nil
@@ -109,7 +114,7 @@ func (d *download) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			continue
-		case err == io.EOF && (d.rec.Size <= 0 || d.off.Load() == d.rec.Size):
+		case err == io.EOF && (d.limit == 0 || d.off.Load() == d.limit):
 			d.closeBody()
 			return 0, d.end(d.verify())
 		case err == io.EOF:
@@ -152,7 +157,7 @@ func (d *download) refuse(text string) *novalet.Fault { return refused(d.rec.ID,
 
 func (d *download) cutFault() *novalet.Fault {
 	return refused(d.rec.ID, fmt.Sprintf("the image's download ends after %d of %d bytes, also when repeated; upload the image again",
-		d.off.Load(), d.rec.Size))
+		d.off.Load(), d.limit))
 }
 
 // open starts a request at the current offset.
@@ -160,7 +165,7 @@ func (d *download) open() error {
 	ctx, stop := context.WithCancelCause(d.ctx)
 	timer := time.AfterFunc(d.idle, func() { stop(errIdle) })
 	off := d.off.Load()
-	body, start, err := d.glance.Download(ctx, d.rc, d.rec.ID, off)
+	body, start, err := d.openAt(ctx, off)
 	if err == nil && start != off {
 		if start != 0 {
 			err = fmt.Errorf("download image: asked for offset %d, got %d", off, start)
@@ -202,7 +207,7 @@ func (k *kick) Read(p []byte) (int, error) {
 // again waits before another try, or says that there is none.
 func (d *download) again(err error) bool {
 	var ge *GlanceError
-	if errors.Is(err, novalet.ErrNotFound) || errors.As(err, &ge) || context.Cause(d.ctx) != nil {
+	if errors.Is(err, novalet.ErrNotFound) || errors.Is(err, errNoRange) || errors.As(err, &ge) || context.Cause(d.ctx) != nil {
 		return false
 	}
 	if d.failed++; d.failed >= d.tries {
@@ -230,4 +235,13 @@ func (d *download) closeBody() {
 }
 
 // Close ends the download early.
-func (d *download) Close() { d.closeBody() }
+func (d *download) Close() error {
+	d.closeBody()
+	return nil
+}
+
+// fetched is how many bytes came so far. It may be called beside Read.
+func (d *download) fetched() int64 { return d.off.Load() }
+
+// failure is what ended the download, io.EOF when it came to its end well.
+func (d *download) failure() error { return d.err }

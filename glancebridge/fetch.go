@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +21,6 @@ import (
 
 // fetch brings one image into the store: record, bytes, entries, layers, and the record last.
 func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext, meta novalet.ImageMeta) (err error) {
-	start := time.Now()
 	log := s.log.With("image", f.id, "request_id", rc.RequestID)
 	defer func() {
 		switch {
@@ -51,6 +51,23 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	}
 	f.total.Store(rec.Size)
 	log.Info("fetching image", "name", rec.Name, "bytes", rec.Size)
+	if p := s.partial(ctx, rc, rec, log); p != nil {
+		err := s.fetchFrom(ctx, f, p, p.gaps, rec, meta, log)
+		p.Close()
+		if err == nil || context.Cause(ctx) != nil {
+			return err
+		}
+		// The whole of it has the last word, and its checksum.
+		log.Warn("fetching the missing layers alone did not succeed, the image is fetched whole", "err", err)
+	}
+	d := newDownload(ctx, s.o.Glance, rc, rec, s.o.IdleTimeout, s.o.Tries, s.o.RetryDelay, log.Warn)
+	defer d.Close()
+	return s.fetchFrom(ctx, f, d, nil, rec, meta, log)
+}
+
+// fetchFrom unpacks and stores an image from a source that leaves out the layers in gaps.
+func (s *Store) fetchFrom(ctx context.Context, f *flight, src source, gaps []layer.IndexedLayer, rec *ImageRecord, meta novalet.ImageMeta, log *slog.Logger) error {
+	start := time.Now()
 	work, err := os.MkdirTemp(s.path("ingest"), "")
 	if err != nil {
 		return diskError(fmt.Errorf("make ingest folder: %w", err))
@@ -60,26 +77,27 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 			log.Warn("remove ingest folder", "err", e)
 		}
 	}()
-	d := newDownload(ctx, s.o.Glance, rc, rec, s.o.IdleTimeout, s.o.Tries, s.o.RetryDelay, log.Warn)
-	defer d.Close()
-	stopWatch := s.watch(ctx, f, d, log)
+	stopWatch := s.watch(ctx, f, src, rec.Size, log)
 	defer stopWatch()
-	res, applied, err := s.unpack(ctx, d, rec, f, meta, work)
+	res, applied, err := s.unpack(ctx, src, gaps, rec, f, meta, work)
 	if err != nil {
 		return err
 	}
 	atStage("unpacked")
-	f.progress.Store(d.off.Load())
+	f.progress.Store(src.fetched())
 	for _, w := range res.Warnings {
 		log.Warn("image", "warning", w)
 	}
-	if err := s.publish(ctx, rec, res, applied, work); err != nil {
+	if err := s.publish(ctx, rec, res, applied, gaps, work); err != nil {
 		return diskError(err)
 	}
-	log.Info("image ready", "format", res.Format, "layers", len(res.Order), "bytes", d.off.Load(),
+	log.Info("image ready", "format", res.Format, "layers", len(res.Order), "bytes", src.fetched(),
 		"duration", time.Since(start).Round(time.Millisecond))
 	return nil
 }
+
+// maxKnown bounds the layers that the parser is told of; with maxSkipped they fit into one argument of a process.
+const maxKnown = 1000
 
 // admit refuses what the record alone tells.
 func (s *Store) admit(rec *ImageRecord) error {
@@ -117,7 +135,7 @@ func glanceFault(id string, err error) error {
 }
 
 // watch reports the progress of a long fetch.
-func (s *Store) watch(ctx context.Context, f *flight, d *download, log interface{ Info(string, ...any) }) (stop func()) {
+func (s *Store) watch(ctx context.Context, f *flight, src source, size int64, log *slog.Logger) (stop func()) {
 	done := make(chan struct{})
 	finished := make(chan struct{})
 	go func() {
@@ -133,10 +151,10 @@ func (s *Store) watch(ctx context.Context, f *flight, d *download, log interface
 				return
 			case <-tick.C:
 			}
-			f.progress.Store(d.off.Load())
+			f.progress.Store(src.fetched())
 			if time.Since(last) >= 10*time.Second {
 				last = time.Now()
-				log.Info("fetching image", "done", d.off.Load(), "bytes", d.rec.Size)
+				log.Info("fetching image", "done", src.fetched(), "bytes", size)
 			}
 		}
 	}()
@@ -145,13 +163,13 @@ func (s *Store) watch(ctx context.Context, f *flight, d *download, log interface
 
 // unpack runs the two helpers over the bytes of an image. What it returns is verified: all bytes were read and match
 // the record.
-func (s *Store) unpack(ctx context.Context, d *download, rec *ImageRecord, f *flight, meta novalet.ImageMeta, work string) (*layer.Result, *layer.ApplyResult, error) {
-	br := bufio.NewReaderSize(d, 256<<10)
+func (s *Store) unpack(ctx context.Context, src source, gaps []layer.IndexedLayer, rec *ImageRecord, f *flight, meta novalet.ImageMeta, work string) (*layer.Result, *layer.ApplyResult, error) {
+	br := bufio.NewReaderSize(src, 256<<10)
 	head, err := br.Peek(layer.DetectLen)
 	if err != nil && err != io.EOF {
 		return nil, nil, glanceFault(rec.ID, err)
 	}
-	q := &parseRequest{Arch: s.o.Arch, Ref: rec.Properties["novalet_image_ref"], Limits: layer.Limits{Entries: s.o.MaxEntries}}
+	q := &parseRequest{Arch: s.o.Arch, Ref: rec.Properties["novalet_image_ref"], Limits: layer.Limits{Entries: s.o.MaxEntries}, Trusted: gaps}
 	q.Partition, _ = strconv.Atoi(rec.Properties["novalet_root_partition"])
 	limit := s.o.MaxImageBytes
 	if f.maxBytes > 0 {
@@ -159,7 +177,7 @@ func (s *Store) unpack(ctx context.Context, d *download, rec *ImageRecord, f *fl
 	}
 	s.mu.Lock()
 	for id, m := range s.layers {
-		if m.DiffID == id && m.corrupt == "" && len(q.Known) < 1000 {
+		if m.DiffID == id && m.corrupt == "" && len(q.Known) < maxKnown {
 			q.Known = append(q.Known, id)
 		}
 	}
@@ -206,7 +224,7 @@ func (s *Store) unpack(ctx context.Context, d *download, rec *ImageRecord, f *fl
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := s.verdict(&out, rec, d, f, limit); err != nil {
+	if err := s.verdict(&out, rec, src, f, limit); err != nil {
 		return nil, nil, err
 	}
 	return out.parse, out.apply, nil
@@ -242,11 +260,11 @@ func checkDeclared(rec *ImageRecord, got layer.Format) error {
 
 // verdict finds, among what the helpers and the download say, the one thing to tell. The order matters: each failure
 // makes the ones downstream of it fail too.
-func (s *Store) verdict(out *helperResult, rec *ImageRecord, d *download, f *flight, limit int64) error {
-	p, a := out.parse, out.apply
+func (s *Store) verdict(out *helperResult, rec *ImageRecord, src source, f *flight, limit int64) error {
+	p, a, ended := out.parse, out.apply, src.failure()
 	switch {
-	case d.err != nil && d.err != io.EOF && !out.stopped:
-		return glanceFault(rec.ID, d.err)
+	case ended != nil && ended != io.EOF && !out.stopped:
+		return glanceFault(rec.ID, ended)
 	case a.Full || p.Full:
 		return diskError(unix.ENOSPC)
 	case a.TooLarge && f.maxBytes > 0 && limit == f.maxBytes:
@@ -267,8 +285,8 @@ func (s *Store) verdict(out *helperResult, rec *ImageRecord, d *download, f *fli
 		return fmt.Errorf("read image: %s", p.Error)
 	case a.Error != "":
 		return fmt.Errorf("unpack image: %s", a.Error)
-	case d.err != io.EOF:
-		return fmt.Errorf("read image: its reader stopped at %d of %d bytes", d.off.Load(), rec.Size)
+	case ended != io.EOF:
+		return fmt.Errorf("read image: its reader stopped at %d of %d bytes", src.fetched(), rec.Size)
 	}
 	return nil
 }

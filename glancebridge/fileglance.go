@@ -150,6 +150,27 @@ func (g *FileGlance) Download(_ context.Context, _ novalet.RequestContext, id st
 	return f, off, nil
 }
 
+// Range implements Glance.
+func (g *FileGlance) Range(ctx context.Context, rc novalet.RequestContext, id string, off, n int64) (io.ReadCloser, error) {
+	f, _, err := g.Download(ctx, rc, id, off)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(f, n), f}, nil
+}
+
+// Readable implements Glance: the folder has one user.
+func (g *FileGlance) Readable(ctx context.Context, rc novalet.RequestContext, id string) (*ImageRecord, error) {
+	r, err := g.Get(ctx, rc, id)
+	if err == nil {
+		r.Visibility = "public"
+	}
+	return r, err
+}
+
 // Update implements Glance.
 func (g *FileGlance) Update(_ context.Context, _ novalet.RequestContext, id string, u ImageUpdate) error {
 	g.mu.Lock()

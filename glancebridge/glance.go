@@ -2,6 +2,7 @@ package glancebridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,6 +18,8 @@ type ImageRecord struct {
 	Checksum  string `json:"checksum,omitempty"`
 	HashAlgo  string `json:"os_hash_algo,omitempty"`
 	HashValue string `json:"os_hash_value,omitempty"`
+	// Visibility is public, community, shared or private.
+	Visibility string `json:"visibility,omitempty"`
 	// VirtualSize is the size of the disk that the image is of, in bytes, 0 when Glance does not know.
 	VirtualSize int64 `json:"virtual_size,omitempty"`
 	// CreatedAt is when the record was made, zero when that is not known.
@@ -36,6 +39,11 @@ type Glance interface {
 	// Download opens the data at an offset in bytes. start is where the data really begins: 0 when the service
 	// cannot begin elsewhere.
 	Download(ctx context.Context, rc novalet.RequestContext, id string, off int64) (body io.ReadCloser, start int64, err error)
+	// Range opens n bytes of the data at an offset. errNoRange when the service gives only the whole of it.
+	Range(ctx context.Context, rc novalet.RequestContext, id string, off, n int64) (io.ReadCloser, error)
+	// Readable reads the record with the user's own token alone: ErrNotFound when the user may not read the image, or
+	// there is no token.
+	Readable(ctx context.Context, rc novalet.RequestContext, id string) (*ImageRecord, error)
 	// Update sets the formats and properties of a record. Properties that are not named stay.
 	Update(ctx context.Context, rc novalet.RequestContext, id string, u ImageUpdate) error
 	// Upload sends the data of a queued image. It reads body once, and never sends part of it twice; the caller checks
@@ -44,6 +52,9 @@ type Glance interface {
 	// Delete removes an image. ErrNotFound when there is none.
 	Delete(ctx context.Context, rc novalet.RequestContext, id string) error
 }
+
+// errNoRange: the image's store begins at the beginning only.
+var errNoRange = errors.New("Glance does not serve parts of the image")
 
 // ImageUpdate is a change of a record; zero fields are left alone.
 type ImageUpdate struct {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -32,9 +31,6 @@ type glanceClient struct{ cloud Cloud }
 // is no longer accepted (401), with the service credentials: the API has checked the user's right before it sent the
 // request here.
 func NewGlance(c Cloud) Glance { return &glanceClient{c} }
-
-// noRange is the answer of Glance with a store that cannot begin in the middle (StoreRandomGetNotSupported).
-const noRange = http.StatusBadRequest
 
 // each calls f with the user's client, then the service's. f must not have had an effect when it gives a 401.
 func (g *glanceClient) each(ctx context.Context, rc novalet.RequestContext, f func(c *gophercloud.ServiceClient, base string) error) error {
@@ -128,26 +124,47 @@ func newRequest(ctx context.Context, method, url string, body io.Reader) (*http.
 // Get implements Glance.
 func (g *glanceClient) Get(ctx context.Context, rc novalet.RequestContext, id string) (*ImageRecord, error) {
 	var rec *ImageRecord
-	err := g.each(ctx, rc, func(c *gophercloud.ServiceClient, base string) error {
-		req, err := newRequest(ctx, http.MethodGet, base+"images/"+url.PathEscape(id), nil)
-		if err != nil {
-			return err
-		}
-		resp, err := call(c, req, "read image", http.StatusOK)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		var raw map[string]any
-		dec := json.NewDecoder(io.LimitReader(resp.Body, 4<<20))
-		dec.UseNumber()
-		if err := dec.Decode(&raw); err != nil {
-			return fmt.Errorf("%w: read image: decode: %w", novalet.ErrTryAgain, err)
-		}
-		rec = recordOf(raw)
-		return nil
+	err := g.each(ctx, rc, func(c *gophercloud.ServiceClient, base string) (err error) {
+		rec, err = readRecord(ctx, c, base, id)
+		return err
 	})
 	return rec, err
+}
+
+// Readable implements Glance.
+func (g *glanceClient) Readable(ctx context.Context, rc novalet.RequestContext, id string) (*ImageRecord, error) {
+	if rc.AuthToken == "" {
+		return nil, fmt.Errorf("read image as the user: no token: %w", novalet.ErrNotFound)
+	}
+	c, err := g.cloud.UserClient(ctx, rc, "image")
+	if err != nil {
+		return nil, err
+	}
+	rec, err := readRecord(ctx, c, imageBase(c.Endpoint), id)
+	var ge *GlanceError
+	if errors.As(err, &ge) && (ge.Status == http.StatusUnauthorized || ge.Status == http.StatusForbidden) {
+		return nil, fmt.Errorf("read image as the user: %w", novalet.ErrNotFound)
+	}
+	return rec, err
+}
+
+func readRecord(ctx context.Context, c *gophercloud.ServiceClient, base, id string) (*ImageRecord, error) {
+	req, err := newRequest(ctx, http.MethodGet, base+"images/"+url.PathEscape(id), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := call(c, req, "read image", http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var raw map[string]any
+	dec := json.NewDecoder(io.LimitReader(resp.Body, 4<<20))
+	dec.UseNumber()
+	if err := dec.Decode(&raw); err != nil {
+		return nil, fmt.Errorf("%w: read image: decode: %w", novalet.ErrTryAgain, err)
+	}
+	return recordOf(raw), nil
 }
 
 // baseFields are members of Glance's record that are no properties.
@@ -168,7 +185,7 @@ func recordOf(raw map[string]any) *ImageRecord {
 		Size: number("size"), DiskFormat: text("disk_format"), ContainerFormat: text("container_format"),
 		MinDiskGB: number("min_disk"), MinRAMMB: number("min_ram"), Owner: text("owner"), Properties: map[string]string{}},
 		Checksum: text("checksum"), HashAlgo: text("os_hash_algo"), HashValue: text("os_hash_value"), Stores: text("stores"),
-		VirtualSize: number("virtual_size")}
+		VirtualSize: number("virtual_size"), Visibility: text("visibility")}
 	// Glance writes 2026-11-28T04:27:42Z.
 	if at, err := time.Parse(time.RFC3339, text("created_at")); err == nil {
 		r.CreatedAt = at
@@ -179,61 +196,6 @@ func recordOf(raw map[string]any) *ImageRecord {
 		}
 	}
 	return r
-}
-
-// Download implements Glance.
-func (g *glanceClient) Download(ctx context.Context, rc novalet.RequestContext, id string, off int64) (io.ReadCloser, int64, error) {
-	var body io.ReadCloser
-	start := int64(0)
-	err := g.each(ctx, rc, func(c *gophercloud.ServiceClient, base string) error {
-		resp, err := getData(ctx, c, base, id, off)
-		var ge *GlanceError
-		if off > 0 && errors.As(err, &ge) && ge.Status == noRange {
-			resp, err = getData(ctx, c, base, id, 0)
-		}
-		if err != nil {
-			return err
-		}
-		if resp.StatusCode == http.StatusPartialContent {
-			if start, err = rangeStart(resp.Header.Get("Content-Range")); err != nil {
-				resp.Body.Close()
-				return err
-			}
-		}
-		body = resp.Body
-		return nil
-	})
-	return body, start, err
-}
-
-func getData(ctx context.Context, c *gophercloud.ServiceClient, base, id string, off int64) (*http.Response, error) {
-	req, err := newRequest(ctx, http.MethodGet, base+"images/"+url.PathEscape(id)+"/file", nil)
-	if err != nil {
-		return nil, err
-	}
-	if off > 0 {
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(off, 10)+"-")
-	}
-	resp, err := call(c, req, "download image", http.StatusOK, http.StatusPartialContent, http.StatusNoContent)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode == http.StatusNoContent {
-		resp.Body.Close()
-		return nil, &GlanceError{Verb: "download image", Status: resp.StatusCode, Text: "the image has no data"}
-	}
-	return resp, nil
-}
-
-// rangeStart reads the first offset of "bytes a-b/size".
-func rangeStart(s string) (int64, error) {
-	v, ok := strings.CutPrefix(s, "bytes ")
-	a, _, ok2 := strings.Cut(v, "-")
-	n, err := strconv.ParseInt(a, 10, 64)
-	if !ok || !ok2 || err != nil || n < 0 {
-		return 0, fmt.Errorf("download image: the answer has the range %q", cut(s))
-	}
-	return n, nil
 }
 
 // Update implements Glance. It sends one PATCH (openstack-images-v2.1-json-patch), which Glance applies whole or not.

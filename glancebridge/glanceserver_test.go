@@ -29,6 +29,8 @@ type liveGlance struct {
 	// put, when set, is asked before each upload: a status to answer with after so many bytes, or a cut after so many
 	// bytes; -1 is the end.
 	put func(n int, r *http.Request) putFault
+	// cut, when set, is asked before each download after how many bytes it is cut; -1 is not at all.
+	cut func(n int) int
 	// lenient takes a body that ends early for whole, as servers do that read it to its end only.
 	lenient bool
 
@@ -36,7 +38,8 @@ type liveGlance struct {
 	images  map[string]*liveImage
 	order   []string // ids, oldest first
 	puts    int
-	served  int64             // bytes of data
+	served  int64 // bytes of data
+	gets    int
 	tokens  map[string]string // token → project; "" may do anything
 	deletes []string
 	settle  func(id string) // called before a record is read
@@ -287,12 +290,27 @@ func (g *liveGlance) download(w http.ResponseWriter, r *http.Request, im *liveIm
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(data)))
 		data, status = data[from:to], http.StatusPartialContent
 	}
+	g.mu.Lock()
+	g.gets++
+	at := -1
+	if g.cut != nil {
+		at = g.cut(g.gets)
+	}
+	g.mu.Unlock()
 	w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 	w.WriteHeader(status)
-	n, _ := w.Write(data)
+	cut := at >= 0 && at < len(data)
+	if cut {
+		data = data[:at]
+	}
+	// Counted first: the client may be done before this goroutine goes on.
 	g.mu.Lock()
-	g.served += int64(n)
+	g.served += int64(len(data))
 	g.mu.Unlock()
+	_, _ = w.Write(data)
+	if cut {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // parseRange reads "bytes=a-b" and "bytes=a-".

@@ -37,6 +37,11 @@ type parseRequest struct {
 	Known      []string     `json:"known,omitempty"`
 	Seekable   bool         `json:"seekable,omitempty"` // the image is a file
 	DiskFormat string       `json:"disk_format,omitempty"`
+	// Index asks for the layers' places alone; the image of Size bytes is then read by asking for its parts.
+	Index bool  `json:"index,omitempty"`
+	Size  int64 `json:"size,omitempty"`
+	// Trusted are the parts of the image that are left out of what is fed.
+	Trusted []layer.IndexedLayer `json:"trusted,omitempty"`
 }
 
 // applyRequest is what the applier is told.
@@ -127,6 +132,9 @@ func parse(in io.Reader, out io.Writer, spool spoolFile, q *parseRequest) (res *
 			res = &layer.Result{Refused: "the image is damaged in a way its reader did not expect", Error: fmt.Sprint("panic: ", p)}
 		}
 	}()
+	if q.Index {
+		return index(in, out, q)
+	}
 	enc := layer.NewEncoder(out)
 	res, err := parseImage(in, enc, spool, q)
 	if err == nil {
@@ -135,7 +143,12 @@ func parse(in io.Reader, out io.Writer, spool spoolFile, q *parseRequest) (res *
 	if err == nil {
 		return res
 	}
-	res = &layer.Result{}
+	return failed(err)
+}
+
+// failed is the result of a parser that came to no good end.
+func failed(err error) *layer.Result {
+	res := &layer.Result{}
 	var refused *layer.RefusedError
 	if errors.As(err, &refused) {
 		res.Refused = refused.Text

@@ -30,6 +30,10 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 		}
 		o.Known = func(d string) bool { return known[d] }
 	}
+	if len(q.Trusted) > 0 {
+		o.Trusted = q.Trusted
+		in = &gapReader{r: in, gaps: q.Trusted}
+	}
 	count := &countReader{r: in}
 	br := bufio.NewReaderSize(count, 256<<10)
 	suffix := ""

@@ -22,7 +22,7 @@ var atStage = func(string) {}
 
 // publish moves the layers of an image that was read whole and verified into the store, each by one rename, then
 // writes the image's record. Layers that were stored meanwhile by somebody else win over ours.
-func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, work string) error {
+func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, gaps []layer.IndexedLayer, work string) error {
 	if err := checkMachine(rec.ID, s.o.Arch, res); err != nil {
 		return err
 	}
@@ -45,6 +45,13 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 			return fmt.Errorf("publish image: the helpers disagree about layer %d", i)
 		}
 		t := layerTree{p: p, a: a, dir: filepath.Join(work, "layers", strconv.Itoa(i))}
+		if p.Trusted {
+			// The parser may have been taken over by what it read: what was not fetched is what was decided here.
+			if !slices.ContainsFunc(gaps, func(g layer.IndexedLayer) bool { return g.DiffID == p.ID }) {
+				return fmt.Errorf("publish image: layer %s was neither read nor allowed", p.ID)
+			}
+			img.Joined = append(img.Joined, p.ID)
+		}
 		if p.Skipped {
 			if !s.has(p.ID) {
 				return fmt.Errorf("publish image: layer %s is gone", p.ID)

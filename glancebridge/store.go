@@ -59,6 +59,10 @@ type Options struct {
 	// SavingTimeout is how long a snapshot waits while Glance still holds an upload whose connection was cut (default
 	// 2 min).
 	SavingTimeout time.Duration
+	// WholeImages has every image fetched whole and checked against the checksum in its record. Else, where Glance serves
+	// parts, the layers of a container archive that are stored already are left out, and the others are checked by the
+	// digests in its config.
+	WholeImages bool
 	// Concurrency bounds the images fetched at a time; default 4.
 	Concurrency int
 	// RemoveUnused and MinAge are [image_cache] remove_unused_base_images and
@@ -96,6 +100,7 @@ type Store struct {
 	flights  map[string]*flight
 	images   map[string]*imageRecord
 	layers   map[string]*layerMeta // by id
+	noRange  map[string]bool       // images whose parts are not served
 	leases   map[string]*leaseRecord
 	fetching int // flights that still run, also those nobody waits for
 	closed   bool
@@ -123,7 +128,7 @@ func Open(o Options) (*Store, error) {
 	s := &Store{
 		o: o, log: o.Logger, boot: boot, slots: make(chan struct{}, o.Concurrency),
 		flights: map[string]*flight{}, images: map[string]*imageRecord{}, layers: map[string]*layerMeta{},
-		leases: map[string]*leaseRecord{}, grace: time.Minute,
+		leases: map[string]*leaseRecord{}, noRange: map[string]bool{}, grace: time.Minute,
 	}
 	s.usage = s.diskUsage
 	if s.log == nil {

@@ -37,6 +37,7 @@ type settings struct {
 	imageKeepUnused      bool
 	imageHigh, imageLow  int   // percent of the file system
 	imageMax             int64 // bytes
+	imageWhole           bool
 	idBase, maxInstances int
 }
 
@@ -94,13 +95,14 @@ func readSettings(files, dirs []string) (*settings, error) {
 	return s, nil
 }
 
-// readImageMarks reads when images go that nothing uses although they are not old.
+// readImageMarks reads when images go that nothing uses although they are not old, and how they come.
 func (s *settings) readImageMarks(cfg *osloconf.Config) {
 	s.imageHigh = cfg.IntRange("novalet", "image_cache_high_watermark_percent", 90, 0, 100)
 	s.imageLow = cfg.IntRange("novalet", "image_cache_low_watermark_percent", min(80, s.imageHigh), 0, 100)
 	if s.imageLow > s.imageHigh {
 		cfg.Errorf("novalet", "image_cache_low_watermark_percent", "%d is above image_cache_high_watermark_percent, %d", s.imageLow, s.imageHigh)
 	}
+	s.imageWhole = !cfg.Bool("novalet", "image_partial_downloads", true)
 	s.imageMax = int64(cfg.IntRange("novalet", "image_cache_max_gb", 0, 0, 1<<20)) << 30
 }
 

@@ -34,8 +34,9 @@ type StreamLayer struct {
 	DiffID string `json:"diff_id,omitempty"`
 	// Blob is the sha256 of the bytes as they lay in the archive.
 	Blob string `json:"blob,omitempty"`
-	// Skipped: the store has the layer already, its entries were not sent.
+	// Skipped: the store has the layer already, its entries were not sent. Trusted: nor were its bytes read.
 	Skipped bool `json:"skipped,omitempty"`
+	Trusted bool `json:"trusted,omitempty"`
 	Observed
 }
 
@@ -51,6 +52,8 @@ type Result struct {
 	Order []int `json:"order"`
 	// VirtualSize is the size of the disk that the image is of, in bytes, 0 for an archive.
 	VirtualSize int64 `json:"virtual_size,omitempty"`
+	// Index is what IndexArchive found.
+	Index []IndexedLayer `json:"index,omitempty"`
 	// Warnings are for the log.
 	Warnings []string `json:"warnings,omitempty"`
 	// Refused, when set, is why the image is at fault.
@@ -73,6 +76,8 @@ type ArchiveOptions struct {
 	// Known reports whether a layer of this diffID ("sha256:…") is stored already: its bytes are read and verified
 	// all the same, but its entries are not sent again.
 	Known func(diffID string) bool
+	// Trusted are layers of the store that stand for members of the archive, whose bytes may be anything.
+	Trusted []IndexedLayer
 }
 
 // ReadArchive reads an uncompressed tar that is an image of one of the kinds: container archive, unified
@@ -335,14 +340,28 @@ type container struct {
 	links  map[string]string // member name → target's name
 	docLen int
 	left   int64 // entries still allowed
+	// trusted are the members not to be read, by where their content begins.
+	trusted map[int64]IndexedLayer
+	// indexing: the layers' bytes are not looked at, so what they are is taken from the config.
+	indexing bool
+}
+
+func newContainer(enc *Encoder, o ArchiveOptions) *container {
+	o.Limits = o.Limits.withDefaults()
+	c := &container{o: o, enc: enc, byName: map[string]int{}, docs: map[string][]byte{}, links: map[string]string{},
+		left: o.Limits.Entries, trusted: map[int64]IndexedLayer{}}
+	for _, t := range o.Trusted {
+		c.trusted[t.Off] = t
+	}
+	return c
 }
 
 // readContainer reads a docker archive or an OCI layout. Members come in any order: each layer is sent when
 // it is met, and which belong to the image is settled at the end.
 func readContainer(r io.Reader, enc *Encoder, o ArchiveOptions) (*Result, error) {
-	c := &container{o: o, enc: enc, byName: map[string]int{}, docs: map[string][]byte{}, links: map[string]string{},
-		left: o.Limits.Entries}
-	tr := tar.NewReader(r)
+	c := newContainer(enc, o)
+	at := &placeReader{r: r}
+	tr := tar.NewReader(at)
 	for n := 0; ; n++ {
 		hdr, err := tr.Next()
 		if err == io.EOF {
@@ -360,7 +379,13 @@ func readContainer(r io.Reader, enc *Encoder, o ArchiveOptions) (*Result, error)
 		}
 		switch hdr.Typeflag {
 		case tar.TypeReg:
-			if err := c.member(name, hdr.Size, tr); err != nil {
+			err := error(nil)
+			if t, ok := c.trusted[at.n]; ok && t.Size == hdr.Size && !isSparse(hdr) {
+				err = c.trust(name, t.DiffID)
+			} else {
+				err = c.member(name, hdr.Size, tr)
+			}
+			if err != nil {
 				return nil, err
 			}
 		case tar.TypeSymlink:
@@ -385,19 +410,26 @@ func (c *container) member(name string, size int64, r io.Reader) error {
 	switch {
 	case wrapper != FormatUnknown, isTar(head):
 		return c.layer(name, wrapper, br)
-	case len(head) > 0 && (head[0] == '{' || head[0] == '['):
-		if size > maxDocument {
-			return Refuse("the archive has the JSON document %q of more than %d MiB", short(name), maxDocument>>20)
-		}
-		if c.docLen += int(size); c.docLen > maxDocuments {
-			return Refuse("the archive has JSON documents of more than %d MiB", maxDocuments>>20)
-		}
-		b, err := io.ReadAll(io.LimitReader(br, size))
-		if err != nil {
-			return tarError(err)
-		}
-		c.docs[name] = b
 	}
+	return c.keep(name, size, head, br)
+}
+
+// keep takes a member that may be one of the image's documents.
+func (c *container) keep(name string, size int64, head []byte, r io.Reader) error {
+	if len(head) == 0 || head[0] != '{' && head[0] != '[' {
+		return nil
+	}
+	if size > maxDocument {
+		return Refuse("the archive has the JSON document %q of more than %d MiB", short(name), maxDocument>>20)
+	}
+	if c.docLen += int(size); c.docLen > maxDocuments {
+		return Refuse("the archive has JSON documents of more than %d MiB", maxDocuments>>20)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, size))
+	if err != nil {
+		return tarError(err)
+	}
+	c.docs[name] = b
 	return nil
 }
 

@@ -300,6 +300,10 @@ func (c *container) finish(res *Result, doc []byte) (*Result, error) {
 			return nil, Refuse("the image's config names %d layers, its manifest %d; make the archive again", len(ids), len(res.Order))
 		}
 		for i, id := range ids {
+			if c.indexing {
+				c.layers[res.Order[i]].DiffID = id
+				continue
+			}
 			if got := c.layers[res.Order[i]].DiffID; got != id {
 				return nil, Refuse("layer %d of the image does not match the digest in its config; make the archive again", i)
 			}

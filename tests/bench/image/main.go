@@ -72,6 +72,7 @@ func run(rounds int, mib int64, dir, out string) (err error) {
 		fn func(tar string) error
 	}{
 		{"gzip_vs_tar", b.gzip}, {"zstd_vs_tar", b.zstd}, {"docker_vs_umoci", b.docker}, {"qcow2_vs_rawtar", b.qcow2}, {"cached_vs_tar", b.cached},
+		{"delta_bytes", b.delta},
 	} {
 		fmt.Fprintln(os.Stderr, "measuring", step.id)
 		if err := step.fn(tar); err != nil {
@@ -81,11 +82,10 @@ func run(rounds int, mib int64, dir, out string) (err error) {
 	if b.peak > 0 {
 		b.r.Add("helper_mib", "MiB", "64 MiB", 1, [][2]float64{{float64(b.peak) / (1 << 20), 64}})
 	}
-	b.r.Missing["delta_bytes"] = "only the missing layers of an archive cannot be fetched yet"
 	if err := b.r.Write(os.Stdout, out); err != nil {
 		return err
 	}
-	if len(b.r.Missing) > 1 {
+	if len(b.r.Missing) > 0 {
 		return errors.New("some rows are missing")
 	}
 	return nil
@@ -175,7 +175,7 @@ func (b *bench) add(id, file, format string) error {
 	if err != nil {
 		return err
 	}
-	rec, err := json.Marshal(map[string]any{"id": id, "name": id, "status": "active", "size": n, "disk_format": format,
+	rec, err := json.Marshal(map[string]any{"id": id, "name": id, "status": "active", "size": n, "disk_format": format, "container_format": containerFormat(id),
 		"os_hash_algo": "sha512", "os_hash_value": hex.EncodeToString(h.Sum(nil)), "file": id})
 	if err != nil {
 		return err
