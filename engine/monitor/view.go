@@ -147,6 +147,25 @@ func (in *instance) usage() *procview.Usage {
 	return u
 }
 
+// cpuTime is the processor time alone: it is read often, of every instance.
+func (in *instance) cpuTime() time.Duration {
+	for _, c := range in.cgroups {
+		switch {
+		case c.Kind == wire.CgroupV1 && (c.Controller == "cpu" || c.Controller == "cpuacct"):
+			if s, err := readCgroup(c.dir, "cpuacct.stat"); err == nil {
+				f := fields(s)
+				return time.Duration(f["user"]+f["system"]) * 10 * time.Millisecond
+			}
+		case c.Kind == wire.CgroupBase:
+			if s, err := readCgroup(c.dir, "cpu.stat"); err == nil {
+				f := fields(s)
+				return time.Duration(f["user_usec"]+f["system_usec"]) * time.Microsecond
+			}
+		}
+	}
+	return 0
+}
+
 func (in *instance) usageV1(c *cgroupDir, u *procview.Usage, num func(string) int64) {
 	if s, err := readCgroup(c.dir, "cpuset.cpus"); err == nil {
 		if n := procview.ParseCPUs(s); n > 0 {
@@ -225,10 +244,10 @@ func (k *keeper) sampleLoads(stop <-chan struct{}) {
 			if in.status().State != wire.StateRunning {
 				continue
 			}
-			u := in.usage()
+			cpu := in.cpuTime()
 			in.mu.Lock()
-			busy := float64(u.CPUUser+u.CPUSystem-in.loadCPU) / float64(loadEvery)
-			in.loadCPU = u.CPUUser + u.CPUSystem
+			busy := float64(cpu-in.loadCPU) / float64(loadEvery)
+			in.loadCPU = cpu
 			for i, minutes := range []float64{1, 5, 15} {
 				keep := math.Exp(-loadEvery.Minutes() / minutes)
 				in.load[i] = in.load[i]*keep + max(busy, 0)*(1-keep)
