@@ -77,3 +77,6 @@ bench-network: need-go ## instances' data path against plain veth and NAT
 
 clean: ## remove what was built
 	rm -rf bin build $(SHIM)
+bench-load: need-go ## 10,000 operations through one agent between fakes: is it as small and quick as at first? (OPS=)
+	@$(GO) run ./tests/bench/load $(if $(OPS),-ops $(OPS))
+
