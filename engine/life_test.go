@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/hosttest"
 )
 
 func TestLifeOfAnApplication(t *testing.T) {
@@ -47,7 +48,7 @@ func TestLifeOfAnApplication(t *testing.T) {
 	if after.PID != before.PID || !after.StartedAt.Equal(before.StartedAt) {
 		t.Fatalf("after reopening: %+v, before %+v", after, before)
 	}
-	if err := te.Stop(ctx, "one", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+	if err := te.Stop(ctx, "one", novalet.StopOptions{Timeout: hosttest.Patience(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
 	st = te.waitState("one", novalet.ContainerStopped)
@@ -239,7 +240,7 @@ func TestFreeze(t *testing.T) {
 	if err := te.Freeze(ctx, "f"); err != nil {
 		t.Fatal(err)
 	}
-	if err := te.Stop(ctx, "f", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+	if err := te.Stop(ctx, "f", novalet.StopOptions{Timeout: hosttest.Patience(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
 	if st := te.waitState("f", novalet.ContainerStopped); st.ExitCode != 0 {

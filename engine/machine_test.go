@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/hosttest"
 )
 
 // debian returns a layer with a Debian that runs systemd, made once per machine and kept.
@@ -126,7 +127,7 @@ func TestLifeOfAMachine(t *testing.T) {
 		return strings.TrimPrefix(out, "running\n")
 	})
 	began := time.Now()
-	if err := te.Stop(ctx, "deb", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+	if err := te.Stop(ctx, "deb", novalet.StopOptions{Timeout: hosttest.Patience(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
 	t.Log("stop took", time.Since(began))
@@ -139,7 +140,7 @@ func TestLifeOfAMachine(t *testing.T) {
 // wantEvent waits for an event of a type; others are skipped.
 func wantEvent(t *testing.T, c <-chan novalet.ContainerEvent, want novalet.ContainerEventType) novalet.ContainerEvent {
 	t.Helper()
-	timeout := time.After(time.Minute)
+	timeout := time.After(hosttest.Patience(time.Minute))
 	for {
 		select {
 		case ev := <-c:
@@ -174,7 +175,7 @@ func TestBusyboxInit(t *testing.T) {
 	te.sh("m", "reboot")
 	wantEvent(t, events, novalet.EventRebooted)
 	te.waitState("m", novalet.ContainerRunning)
-	if err := te.Stop(ctx, "m", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+	if err := te.Stop(ctx, "m", novalet.StopOptions{Timeout: hosttest.Patience(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
 	te.waitLog("m", "shutting down")

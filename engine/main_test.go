@@ -64,14 +64,14 @@ func newEngine(t testing.TB) *testEngine {
 		t.Fatal(err)
 	}
 	te := &testEngine{t: t, opts: Options{
-		StartTimeout: 20 * time.Second, StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
+		StartTimeout: hosttest.Patience(20 * time.Second), StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
 		CgroupRoot: "novalet-test-" + filepath.Base(dir)[len("novalet-engine"):],
 		ShimPath:   shimPath, KeeperCapacity: 8,
 		Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}}
 	te.open()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), hosttest.Patience(time.Minute))
 		defer cancel()
 		list, err := te.List(ctx)
 		if err != nil {
@@ -136,6 +136,9 @@ func leftovers(t testing.TB, dir, group string) []string {
 		}
 	}
 	groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + group)
+	if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", group)); err == nil {
+		groups = append(groups, "/sys/fs/cgroup/"+group)
+	}
 	out = append(out, groups...)
 	procs, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, p := range procs {
@@ -153,11 +156,11 @@ func leftovers(t testing.TB, dir, group string) []string {
 	return out
 }
 
-// eventually polls until what returns "" or half a minute is over.
+// eventually polls until check returns "" or more than half a minute is over.
 func eventually(t testing.TB, what string, check func() string) {
 	t.Helper()
 	last := ""
-	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hosttest.Patience(40 * time.Second)); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if last = check(); last == "" {
 			return
 		}
@@ -237,7 +240,7 @@ func (te *testEngine) run(id string, l novalet.Limits, c *novalet.ContainerSpec)
 }
 
 func (te *testEngine) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), hosttest.Patience(2*time.Minute))
 	te.t.Cleanup(cancel)
 	return ctx
 }

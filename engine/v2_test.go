@@ -8,6 +8,7 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/cgroup"
+	"github.com/novalet/novalet/internal/hosttest"
 )
 
 // TestCgroup2Alone runs the engine as on a host that has cgroup2 only. Which limits can be applied depends on the
@@ -39,7 +40,7 @@ func TestCgroup2Alone(t *testing.T) {
 	}
 	te.waitState("app", novalet.ContainerPaused)
 	for _, id := range []string{"app", "deb"} {
-		if err := te.Stop(ctx, id, novalet.StopOptions{Timeout: time.Minute}); err != nil {
+		if err := te.Stop(ctx, id, novalet.StopOptions{Timeout: hosttest.Patience(time.Minute)}); err != nil {
 			t.Fatal(err)
 		}
 		te.waitState(id, novalet.ContainerStopped)
@@ -76,7 +77,7 @@ func TestCgroup1Alone(t *testing.T) {
 	if err := te.Thaw(ctx, "app"); err != nil {
 		t.Fatal(err)
 	}
-	if err := te.Stop(ctx, "app", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+	if err := te.Stop(ctx, "app", novalet.StopOptions{Timeout: hosttest.Patience(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
 	if st := te.waitState("app", novalet.ContainerStopped); st.ExitCode != 3 {

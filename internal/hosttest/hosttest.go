@@ -3,7 +3,9 @@ package hosttest
 
 import (
 	"os"
+	"strconv"
 	"testing"
+	"time"
 )
 
 // RequireRoot skips the test, saying why, unless it runs as root and NOVALET_ROOT_TESTS=1 allows it to change the
@@ -13,4 +15,13 @@ func RequireRoot(t testing.TB) {
 	if os.Geteuid() != 0 || os.Getenv("NOVALET_ROOT_TESTS") != "1" {
 		t.Skip("changes the host: runs as root with NOVALET_ROOT_TESTS=1 (make test)")
 	}
+}
+
+// Patience lengthens what a test waits for at most where NOVALET_PATIENCE says by how much: on a processor in
+// software, everything takes ten times as long.
+func Patience(d time.Duration) time.Duration {
+	if n, err := strconv.Atoi(os.Getenv("NOVALET_PATIENCE")); err == nil && n > 1 {
+		return d * time.Duration(n)
+	}
+	return d
 }
