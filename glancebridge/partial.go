@@ -67,10 +67,7 @@ func (s *Store) partial(ctx context.Context, rc novalet.RequestContext, rec *Ima
 	Info(string, ...any)
 	Warn(string, ...any)
 }) *partial {
-	s.mu.Lock()
-	none := len(s.images) == 0 || s.noRange[rec.ID]
-	s.mu.Unlock()
-	if none || s.o.WholeImages || rec.ContainerFormat != "docker" || rec.Size < minPartial || rc.AuthToken == "" {
+	if s.o.WholeImages || rec.ContainerFormat != "docker" || rec.Size < minPartial || rc.AuthToken == "" || !s.maySpare(rec) {
 		return nil
 	}
 	p := &partial{size: rec.Size, open: func(from, to int64) *download { return s.rangeOf(ctx, rc, rec, from, to, log.Warn) }}
@@ -103,6 +100,24 @@ func (s *Store) partial(ctx context.Context, rc novalet.RequestContext, rec *Ima
 	return p
 }
 
+// maySpare reports whether it is worth looking: some stored image may have layers that this one may join. Its owner and
+// visibility may have changed since; what counts is asked later.
+func (s *Store) maySpare(rec *ImageRecord) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noRange[rec.ID] {
+		return false
+	}
+	for _, r := range s.images {
+		if r.HasConfig && (r.Owner == "" || r.Owner == rec.Owner || openToAll(r.Visibility)) {
+			return true
+		}
+	}
+	return false
+}
+
+func openToAll(visibility string) bool { return visibility == "public" || visibility == "community" }
+
 // mayJoin reports whether a stored layer may become part of an image without that image's own bytes for it. A digest is a
 // name, not a right: whoever knows the digest of somebody else's layer could else boot from it. The requester's own token
 // must be able to read an image that was read whole and has the layer, and the owner of this image too, since its other
@@ -126,8 +141,7 @@ func (s *Store) mayJoin(ctx context.Context, rc novalet.RequestContext, rec *Ima
 				continue
 			}
 			r, err := s.o.Glance.Readable(ctx, rc, id)
-			ok = err == nil && r.Status == "active" && (r.Visibility == "public" || r.Visibility == "community" ||
-				r.Owner != "" && r.Owner == rec.Owner)
+			ok = err == nil && r.Status == "active" && (openToAll(r.Visibility) || r.Owner != "" && r.Owner == rec.Owner)
 			asked[id] = ok
 		}
 		if ok {

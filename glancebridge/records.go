@@ -61,6 +61,9 @@ type imageRecord struct {
 	MinDiskGB   int64 `json:"min_disk,omitempty"`
 	MinRAMMB    int64 `json:"min_ram,omitempty"`
 	VirtualSize int64 `json:"virtual_size,omitempty"`
+	// Owner and Visibility are Glance's at the time.
+	Owner      string `json:"owner,omitempty"`
+	Visibility string `json:"visibility,omitempty"`
 	// Joined are the layers taken from the store without this image's own bytes for them: it proves nobody's right to them.
 	Joined []string `json:"joined,omitempty"`
 	// Properties are Glance's at the time, for requests that bring none.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -169,4 +170,61 @@ func FuzzDecoder(f *testing.F) {
 			t.Fatalf("outside the folder lie %v, %v", left, err)
 		}
 	})
+}
+
+// FuzzIndexArchive: what the index says of an archive, reading it without those layers says too.
+func FuzzIndexArchive(f *testing.F) {
+	for _, seed := range indexSeeds(f) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		o := ArchiveOptions{Arch: "amd64", Limits: Limits{Entries: 1000}}
+		list, err := IndexArchive(bytes.NewReader(data), o)
+		if err != nil {
+			return
+		}
+		for _, l := range list {
+			if l.Off < 0 || l.Size < 0 || l.Off+l.Size > int64(len(data)) || !isDigest(l.DiffID) {
+				t.Fatalf("layer %+v of %d bytes", l, len(data))
+			}
+		}
+		o.Trusted = list
+		res, err := ReadArchive(bytes.NewReader(data), NewEncoder(io.Discard), o)
+		if err != nil {
+			return
+		}
+		for i, n := range res.Order {
+			for _, l := range res.Layers {
+				if l.Index == n && l.Trusted && !slices.ContainsFunc(list, func(x IndexedLayer) bool { return x.DiffID == l.ID }) {
+					t.Fatalf("layer %d is trusted as %s, which the index does not name", i, l.ID)
+				}
+			}
+		}
+	})
+}
+
+// indexSeeds are an OCI layout and a docker archive of one layer.
+func indexSeeds(t testing.TB) [][]byte {
+	inner := tarOf(t, part{name: "x"})
+	id := digest(inner)
+	cfg := `{"os":"linux","rootfs":{"diff_ids":["` + id + `"]}}`
+	man := `{"config":{"digest":"` + digest([]byte(cfg)) + `"},"layers":[{"digest":"` + id + `"}]}`
+	blob := func(b string) part {
+		return part{name: "blobs/sha256/" + digest([]byte(b))[len("sha256:"):], data: b}
+	}
+	return [][]byte{
+		tarOf(t, blob(string(inner)), part{name: "oci-layout", data: "{}"}, blob(cfg), blob(man),
+			part{name: "index.json", data: `{"manifests":[{"digest":"` + digest([]byte(man)) + `"}]}`}),
+		tarOf(t, part{name: "manifest.json", data: `[{"Config":"c.json","Layers":["l.tar"]}]`}, part{name: "c.json", data: cfg},
+			part{name: "l.tar", data: string(inner)}),
+	}
+}
+
+func TestIndexArchive(t *testing.T) {
+	for i, seed := range indexSeeds(t) {
+		list, err := IndexArchive(bytes.NewReader(seed), ArchiveOptions{Arch: "amd64"})
+		if err != nil || len(list) != 1 || digest(seed[list[0].Off:list[0].Off+list[0].Size]) != list[0].DiffID {
+			t.Errorf("archive %d: %+v, %v", i, list, err)
+		}
+	}
 }
