@@ -54,6 +54,9 @@ type Config struct {
 	ImageCacheInterval      time.Duration
 	// ShelvedOffloadTime is how long a shelved instance keeps its host; 0 offloads at once, less never.
 	ShelvedOffloadTime time.Duration
+	// IntermediateStates saves the task_states networking and block_device_mapping on the way of a boot, as nova-compute
+	// does: two calls more to the conductor, for tools that follow them.
+	IntermediateStates bool
 	// ForceConfigDrive gives every instance a config drive.
 	ForceConfigDrive bool
 	// DefaultAccessIPNetworkName names the network whose addresses become access_ip_v4 and _v6.

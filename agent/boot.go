@@ -140,6 +140,9 @@ func (b *boot) run(ctx context.Context) error {
 		if err := b.allocate(gctx); err != nil {
 			return err
 		}
+		if err := b.advance(gctx, novalet.TaskBlockDeviceMapping, novalet.TaskNetworking); err != nil {
+			return err
+		}
 		b.writeBeside(bctx, beside)
 		for i := range b.info {
 			if err := b.a.plugger.Check(&b.info[i]); err != nil {
@@ -162,6 +165,9 @@ func (b *boot) run(ctx context.Context) error {
 		return err
 	}
 	spec, err := b.containerSpec()
+	if err == nil {
+		err = b.advance(ctx, novalet.TaskSpawning, novalet.TaskBlockDeviceMapping)
+	}
 	if err != nil {
 		_ = beside.Wait()
 		return err
@@ -235,14 +241,18 @@ func (b *boot) imageRequest() *novalet.ImageRequest {
 // saveBuilding claims the row. Neutron's events reach us only once the row names this host, so nothing is bound before.
 func (b *boot) saveBuilding(ctx context.Context) error {
 	b.saved = true // also when the answer gets lost
+	task := novalet.TaskSpawning
+	if b.a.cfg.IntermediateStates {
+		task = novalet.TaskNetworking
+	}
 	fields := map[string]any{
-		"vm_state": novalet.VMBuilding, "task_state": novalet.TaskSpawning,
+		"vm_state": novalet.VMBuilding, "task_state": task,
 		"host": b.a.host, "node": b.args.Node, "launched_on": b.a.host,
 	}
-	// A repeated boot finds spawning: its own first save.
+	// A repeated boot finds its own saves.
 	expected := []novalet.TaskState{novalet.TaskScheduling, novalet.TaskNone}
 	if b.inst.Host == b.a.host {
-		expected = append(expected, novalet.TaskSpawning)
+		expected = append(expected, novalet.TaskSpawning, novalet.TaskNetworking, novalet.TaskBlockDeviceMapping)
 	}
 	if err := b.a.save(ctx, b.in, b.op.Context, expected, fields); err != nil {
 		if errors.Is(err, novalet.ErrTaskState) || errors.Is(err, novalet.ErrInstanceGone) {
@@ -252,9 +262,21 @@ func (b *boot) saveBuilding(ctx context.Context) error {
 	}
 	b.in.set(func(r *record) {
 		i := &r.Instance
-		i.VMState, i.TaskState, i.Host, i.Node = novalet.VMBuilding, novalet.TaskSpawning, b.a.host, b.args.Node
+		i.VMState, i.TaskState, i.Host, i.Node = novalet.VMBuilding, task, b.a.host, b.args.Node
 	})
 	b.a.announce(b.in)
+	return nil
+}
+
+// advance saves the next task_state of a boot where the operator wants to see each.
+func (b *boot) advance(ctx context.Context, task, from novalet.TaskState) error {
+	if !b.a.cfg.IntermediateStates {
+		return nil
+	}
+	if err := b.a.save(ctx, b.in, b.op.Context, []novalet.TaskState{from, task}, map[string]any{"task_state": task}); err != nil {
+		return fmt.Errorf("save %s: %w", task, err)
+	}
+	b.in.set(func(r *record) { r.Instance.TaskState = task })
 	return nil
 }
 

@@ -116,3 +116,37 @@ func TestDeleteOrder(t *testing.T) {
 		}
 	}
 }
+
+// An operator may have every task_state of a boot shown, as nova-compute shows them; a restart on the way changes nothing.
+func TestIntermediateStates(t *testing.T) {
+	l := newLab(t, func(l *lab) { l.cfg.IntermediateStates = true })
+	uuid := l.boot()
+	want := []string{"building/networking", "building/block_device_mapping", "building/spawning", "active/"}
+	if got := l.world.Row(uuid).History; !slices.Equal(got, want) {
+		t.Errorf("states %q, want %q", got, want)
+	}
+	for nth := 1; nth <= len(want); nth++ {
+		op := l.server()
+		reached := make(chan struct{})
+		n := 0
+		agent, faults := l.agent, l.h.Faults
+		faults.Hook(func(_ context.Context, name string, p fake.Phase) {
+			if name == "Conductor.SaveInstance" && p == fake.After {
+				if n++; n == nth {
+					agent.store.frozen.Store(true)
+					faults.Kill()
+					close(reached)
+				}
+			}
+		})
+		l.submit(op)
+		<-reached
+		l.crash()
+		l.open()
+		l.awaitAfterCrash(op.Instance.UUID, novalet.VMActive)
+		l.checkRunning(op.Instance.UUID)
+		if f := l.world.Row(op.Instance.UUID).Faults; len(f) > 0 {
+			t.Errorf("killed after save %d: faults %v", nth, f)
+		}
+	}
+}

@@ -122,6 +122,7 @@ func readAgent(cfg *osloconf.Config, serial bool) agent.Config {
 	c.ShelvedOffloadTime = time.Duration(cfg.Int("DEFAULT", "shelved_offload_time", 0)) * time.Second
 	c.ForceConfigDrive = cfg.Bool("DEFAULT", "force_config_drive", false)
 	c.DefaultAccessIPNetworkName = cfg.String("DEFAULT", "default_access_ip_network_name", "")
+	c.IntermediateStates = cfg.Bool("novalet", "intermediate_task_states", false)
 	c.DHCPDomain = cfg.String("api", "dhcp_domain", "novalocal")
 	c.DefaultDNS = cfg.List("novalet", "dns_servers", nil)
 	c.CPUDedicatedSet = cfg.String("compute", "cpu_dedicated_set", "")
