@@ -59,7 +59,8 @@ func machine(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func() (
 
 // initSystem tells what an init program is by what its links lead to, and by which signal it shuts down:
 // systemd(1) SIGRTMIN+3; busybox init SIGUSR2 (power off; SIGTERM reboots); OpenRC's own init listens on a
-// fifo and on SIGINT alone, sysvinit takes SIGPWR by its inittab.
+// fifo and on SIGINT alone. For sysvinit SIGINT is Ctrl-Alt-Del, by which every inittab shuts down, to start anew, which is
+// then left out; what it would do by SIGPWR is in few.
 func initSystem(p string) (string, int) {
 	const rtMin = 34
 	target := p
@@ -85,7 +86,7 @@ func initSystem(p string) (string, int) {
 	case base == "runit-init" || base == "runit":
 		return "runit", int(unix.SIGCONT)
 	case base == "init" || base == "sysvinit":
-		return "sysvinit", int(unix.SIGPWR)
+		return "sysvinit", int(unix.SIGINT)
 	}
 	return path.Base(target), int(unix.SIGPWR)
 }

@@ -90,8 +90,8 @@ func (in *instance) finish(ws unix.WaitStatus) {
 	}
 	wasRunning := in.state == wire.StateRunning
 	in.state, in.exitAt, in.code = wire.StateExited, time.Now(), exitCode(ws)
-	if ws.Signaled() && ws.Signal() == unix.SIGINT && wasRunning {
-		in.code = 0 // the guest powered itself off
+	if ws.Signaled() && wasRunning && (ws.Signal() == unix.SIGINT || ws.Signal() == unix.SIGHUP && in.stopping) {
+		in.code = 0 // the guest powered itself off, or shut down to start anew when it was to stop
 	}
 	code, at, stopping := in.code, in.exitAt, in.stopping
 	closeFd(&in.userns)

@@ -1,0 +1,95 @@
+package engine
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/novalet/novalet"
+)
+
+// sysvinit returns a Debian whose init is sysvinit instead of systemd: the program of the package over the Debian of the
+// other tests, with an inittab as Debian's.
+func sysvinit(t testing.TB) []novalet.Layer {
+	t.Helper()
+	layers := debian(t)
+	dir := t.TempDir()
+	get := exec.Command("apt-get", "-qq", "download", "sysvinit-core")
+	get.Dir = dir
+	if out, err := get.CombinedOutput(); err != nil {
+		t.Skipf("needs the package sysvinit-core: %v %s", err, out)
+	}
+	debs, _ := filepath.Glob(filepath.Join(dir, "*.deb"))
+	top, err := os.MkdirTemp("", "novalet-layer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(top) })
+	script := `dpkg-deb -x "$1" x && mkdir -p "$2/usr/sbin" "$2/etc" && cp -a x/sbin/. "$2/usr/sbin/" && chmod 755 "$2"`
+	unpack := exec.Command("sh", "-ec", script, "sh", debs[0], top)
+	unpack.Dir = dir
+	if out, err := unpack.CombinedOutput(); err != nil {
+		t.Fatalf("unpack: %v %s", err, out)
+	}
+	inittab := `id:2:initdefault:
+si::sysinit:/bin/echo booted
+l0:0:wait:/sbin/halt -d -f -p
+l2:2:wait:/bin/echo in runlevel 2
+l6:6:wait:/sbin/reboot -d -f
+ca:12345:ctrlaltdel:/sbin/shutdown -t1 -a -r now
+1:2345:respawn:/sbin/getty --noclear 38400 tty1
+`
+	if err := os.WriteFile(filepath.Join(top, "etc/inittab"), []byte(inittab), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return append(layers, novalet.Layer{DiffID: "sha256:sysvinit", Path: top})
+}
+
+// TestSysvinit boots a machine with sysvinit to its login prompt; it reboots and powers off from inside, and stops in
+// order from outside.
+func TestSysvinit(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	events := te.Events(ctx)
+	start := func(c *novalet.ContainerSpec) {
+		t.Helper()
+		if _, err := te.Create(ctx, &novalet.SandboxSpec{ID: "m", Hostname: "sysv"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := te.Start(ctx, "m", c); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is in runlevel 2", func() string {
+			out, _ := te.sh("m", "cat /proc/1/cmdline")
+			if !strings.HasPrefix(out, "init [2]") {
+				return out
+			}
+			return ""
+		})
+	}
+	start(&novalet.ContainerSpec{Kind: novalet.KindMachine, Layers: sysvinit(t)})
+	te.waitLog("m", "sysv login:")
+	if out, code := te.sh("m", "touch /before; telinit 6"); code != 0 {
+		t.Fatal(out)
+	}
+	wantEvent(t, events, novalet.EventRebooted)
+	te.waitState("m", novalet.ContainerRunning)
+	if out, _ := te.sh("m", "ls /before"); out != "/before\n" {
+		t.Errorf("after the reboot: %q", out)
+	}
+	if err := te.Stop(ctx, "m", novalet.StopOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if st := te.waitState("m", novalet.ContainerStopped); st.ExitCode != 0 {
+		t.Errorf("it was killed: %+v", st)
+	}
+	start(nil)
+	te.sh("m", "telinit 0")
+	if ev := wantEvent(t, events, novalet.EventExited); ev.ExitCode != 0 {
+		t.Errorf("poweroff: %+v", ev)
+	}
+	te.waitState("m", novalet.ContainerStopped)
+}
