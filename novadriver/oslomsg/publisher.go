@@ -31,7 +31,10 @@ type publisher struct {
 
 	mu       sync.Mutex
 	channels map[string]*pubChannel // by exchange
-	declared map[Queue]bool
+
+	// Not mu: others publish while the broker is asked to make a queue.
+	declareMu sync.Mutex
+	declared  map[Queue]bool
 }
 
 func newPublisher(conn *amqp.Connection, running *sync.WaitGroup) *publisher {
@@ -41,8 +44,8 @@ func newPublisher(conn *amqp.Connection, running *sync.WaitGroup) *publisher {
 // declare makes the queue that p asks for, unless this connection has.
 func (b *publisher) declare(opt *Options, log *slog.Logger, p Publishing) error {
 	q := Queue{Name: p.RoutingKey, Kind: TopicQueue, Exchange: p.Exchange}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.declareMu.Lock()
+	defer b.declareMu.Unlock()
 	if b.declared[q] {
 		return nil
 	}
