@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/novalet/novalet"
@@ -141,6 +142,56 @@ func TestSwap(t *testing.T) {
 	} {
 		if out, _ := te.sh(c[0], c[1]); strings.TrimSpace(out) != c[2] {
 			t.Errorf("%s: %s: %q, want %q", c[0], c[1], out, c[2])
+		}
+	}
+}
+
+// TestPoolIsMountedOnce: a disk that is taken while the waiting ones are being mounted, as after a restart of the agent, is
+// mounted once: two mounts by two loop devices would damage it.
+func TestPoolIsMountedOnce(t *testing.T) {
+	te := newEngine(t)
+	const size = 16 << 20
+	for round := range 4 {
+		te.fillPool(size, 0)
+		eventually(t, "disks wait", func() string {
+			waiting, _ := filepath.Glob(filepath.Join(te.poolDir(size, 0), "*[0-9]", "fs", "lost+found"))
+			if len(waiting) < 2 {
+				return fmt.Sprint(waiting)
+			}
+			return ""
+		})
+		te.closePool() // unmounts them
+		var wg sync.WaitGroup
+		wg.Go(te.openPool)
+		for i := range 2 {
+			id := fmt.Sprintf("taker-%d-%d", round, i)
+			if err := os.Mkdir(te.dir(id), 0o711); err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				if err := te.makeDisk(te.ctx(), te.disk(id), size, 0); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2 {
+			dir := te.dir(fmt.Sprintf("taker-%d-%d", round, i))
+			if n := strings.Count(string(mounts), dir+"/"); n != 1 {
+				t.Errorf("round %d: %s is mounted %d times", round, filepath.Base(dir), n)
+			}
+			for range 2 {
+				if err := detachDisks(dir); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }

@@ -17,9 +17,9 @@ import (
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
-// The kernel hands calls of sysinfo(2) to the keeper (seccomp_unotify(2)): the caller sleeps until it has an answer. One
-// goroutine serves the listener of one filter, that is of an instance's init or of one process that the host started
-// inside, with all their children; it ends with the last of them.
+// The kernel hands calls of sysinfo(2) to the keeper (seccomp_unotify(2)): the caller sleeps until it has an answer, some
+// 20 µs where the kernel's own takes half of one. One goroutine serves the listener of one filter, that is of an instance's
+// init or of one process that the host started inside, with all their children; it ends with the last of them.
 //
 // The callers are hostile. What they can do to a goroutine that serves them is make it slow: a write into their memory
 // may have to wait, for the pages of a file or for what their memory limit gives. So nothing is locked during the write, an
