@@ -39,6 +39,7 @@ type download struct {
 	timer  *time.Timer
 	failed int // tries since the last byte
 	hash   hash.Hash
+	sig    *signature // nil unless the image's signature counts
 	want   string
 	err    error
 }
@@ -106,6 +107,9 @@ func (d *download) Read(p []byte) (int, error) {
 			if d.hash != nil {
 				d.hash.Write(p[:n])
 			}
+			if d.sig != nil {
+				d.sig.Write(p[:n])
+			}
 			if d.limit > 0 && off > d.limit {
 				return 0, d.end(d.refuse("Glance gives more data than the image's record says; upload the image again"))
 			}
@@ -141,14 +145,16 @@ func (d *download) verify() error {
 	if d.off.Load() == 0 {
 		return d.refuse("the image is empty; upload its data")
 	}
-	if d.hash == nil {
-		return io.EOF
+	if d.hash != nil {
+		if got := hex.EncodeToString(d.hash.Sum(nil)); got != d.want {
+			f := d.refuse("the image's data does not match the checksum in its record, so it was damaged in store or on the way; " +
+				"upload the image again")
+			f.Err = fmt.Errorf("image %s: digest %s, record says %s", d.rec.ID, got, d.want)
+			return f
+		}
 	}
-	if got := hex.EncodeToString(d.hash.Sum(nil)); got != d.want {
-		f := d.refuse("the image's data does not match the checksum in its record, so it was damaged in store or on the way; " +
-			"upload the image again")
-		f.Err = fmt.Errorf("image %s: digest %s, record says %s", d.rec.ID, got, d.want)
-		return f
+	if d.sig != nil && !d.sig.verify() {
+		return d.refuse("the image's data is not what was signed; sign the image again, or ask who altered it")
 	}
 	return io.EOF
 }

@@ -51,6 +51,12 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	}
 	f.total.Store(rec.Size)
 	log.Info("fetching image", "name", rec.Name, "bytes", rec.Size)
+	var sig *signature
+	if s.o.Certificates != nil {
+		if sig, err = s.signature(ctx, rc, rec); err != nil {
+			return err
+		}
+	}
 	if p := s.partial(ctx, rc, rec, log); p != nil {
 		err := s.fetchFrom(ctx, f, p, p.gaps, rec, meta, log)
 		p.Close()
@@ -61,6 +67,7 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 		log.Warn("fetching the missing layers alone did not succeed, the image is fetched whole", "err", err)
 	}
 	d := newDownload(ctx, s.o.Glance, rc, rec, s.o.IdleTimeout, s.o.Tries, s.o.RetryDelay, log.Warn)
+	d.sig = sig
 	defer d.Close()
 	return s.fetchFrom(ctx, f, d, nil, rec, meta, log)
 }

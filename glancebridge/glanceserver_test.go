@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/novalet/novalet"
 )
@@ -94,9 +96,47 @@ func (g *liveGlance) get(id string) (rec map[string]any, data []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if im := g.images[id]; im != nil {
-		return im.rec, im.data
+		return maps.Clone(im.rec), im.data
 	}
 	return nil, nil
+}
+
+func (g *liveGlance) set(id, key string, value any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.images[id].rec[key] = value
+}
+
+func (g *liveGlance) replace(id string, data []byte) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.images[id].store(data)
+}
+
+func (g *liveGlance) remove(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.images, id)
+}
+
+// uploads counts those that were begun.
+func (g *liveGlance) uploads() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.puts
+}
+
+// idle waits until the service has seen the end of an upload.
+func (g *liveGlance) idle(id string) map[string]any {
+	g.t.Helper()
+	for range 6000 {
+		if rec, _ := g.get(id); rec == nil || rec["status"] != "saving" {
+			return rec
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	g.t.Fatal("an upload does not end")
+	return nil
 }
 
 // project gives the project of a request's token.

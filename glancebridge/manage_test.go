@@ -69,8 +69,7 @@ func TestRotateBackupsOverHTTP(t *testing.T) {
 	}
 	check(daily[26:])
 	// A protected one stays, and does not save the others.
-	rec, _ := g.get(daily[27])
-	rec["protected"] = true
+	g.set(daily[27], "protected", true)
 	if err := s.RotateBackups(t.Context(), rc, inst, "daily", 1); err == nil {
 		t.Error("a backup that could not be deleted is not told")
 	}

@@ -173,13 +173,13 @@ func TestPartialWhole(t *testing.T) {
 		{"a store without ranges", func(*Options) {}, func(g *liveGlance) { g.noRange = true }},
 		{"the operator's will", func(o *Options) { o.WholeImages = true }, func(*liveGlance) {}},
 		{"a compressed archive", func(*Options) {}, func(g *liveGlance) {
-			g.images["derived"].store(gz(t, archive))
+			g.replace("derived", gz(t, archive))
 		}},
 		{"a digest that is wrong", func(*Options) {}, func(g *liveGlance) {
 			// The first attempt fails over the damaged top layer; what counts is what the whole says.
 			b := append([]byte{}, archive...)
 			b[len(base)+size] ^= 1
-			g.images["derived"].store(b)
+			g.replace("derived", b)
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -226,24 +226,25 @@ func TestPartialIsNoRight(t *testing.T) {
 		{"a stranger whose request comes from an administrator", func(*liveGlance) {}, "service", false},
 		{"without a token", func(*liveGlance) {}, "", false},
 		{"with one that has run out", func(*liveGlance) {}, "expired", false},
-		{"the owner of the layer with an image of the stranger's", func(g *liveGlance) { g.images["forged"].rec["visibility"] = "community" }, "alice", false},
+		{"the owner of the layer with an image of the stranger's", func(g *liveGlance) { g.set("forged", "visibility", "community") }, "alice", false},
 		{"a stranger with an image of the owner's", func(g *liveGlance) {
-			g.images["forged"].rec["owner"], g.images["forged"].rec["visibility"] = "project-a", "community"
+			g.set("forged", "owner", "project-a")
+			g.set("forged", "visibility", "community")
 		}, "bob", false},
-		{"the owner, whose token has run out", func(g *liveGlance) { g.images["forged"].rec["owner"] = "project-a" }, "expired", false},
+		{"the owner, whose token has run out", func(g *liveGlance) { g.set("forged", "owner", "project-a") }, "expired", false},
 		{"an image that is gone", func(g *liveGlance) {
-			g.images["forged"].rec["owner"] = "project-a"
-			delete(g.images, "private")
+			g.set("forged", "owner", "project-a")
+			g.remove("private")
 		}, "alice", false},
 		// Whoever may read the layer's image may have the layer, whatever his own archive holds.
 		{"open to all", func(*liveGlance) {}, "bob", true},
-		{"the owner", func(g *liveGlance) { g.images["forged"].rec["owner"] = "project-a" }, "alice", true},
+		{"the owner", func(g *liveGlance) { g.set("forged", "owner", "project-a") }, "alice", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g, s, prepare := partialLab(t, func(*Options) {})
 			g.add("private", "project-a", dockerArchive(t, cmd, secret), nil)
 			if c.name == "open to all" {
-				g.images["private"].rec["visibility"] = "public"
+				g.set("private", "visibility", "public")
 			}
 			g.add("forged", "project-b", forged, nil)
 			if _, err := prepare("alice", "private"); err != nil {
@@ -256,9 +257,9 @@ func TestPartialIsNoRight(t *testing.T) {
 					t.Fatalf("fetched %d bytes, %v", n, err)
 				}
 				// What joined that way is no proof for others.
+				g.remove("private")
+				g.set("forged", "visibility", "public")
 				g.mu.Lock()
-				delete(g.images, "private")
-				g.images["forged"].rec["visibility"] = "public"
 				g.tokens["carol"] = "project-c"
 				g.mu.Unlock()
 				g.add("forged-too", "project-c", forged, nil)

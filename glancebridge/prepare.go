@@ -67,7 +67,7 @@ func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string) 
 	if s.closed {
 		return nil, nil, errClosed
 	}
-	if rec := s.images[id]; rec != nil {
+	if rec := s.usableLocked(id); rec != nil {
 		if img := s.imageLocked(rec); img != nil {
 			img, err := s.finishLocked(r, rec, img)
 			return img, nil, err
@@ -79,6 +79,15 @@ func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string) 
 	}
 	f.waiters++
 	return nil, f, nil
+}
+
+// usableLocked is the record of a stored image, nil also for one that was fetched before signatures counted. s.mu is held.
+func (s *Store) usableLocked(id string) *imageRecord {
+	rec := s.images[id]
+	if rec != nil && s.o.Certificates != nil && !rec.Signed {
+		return nil
+	}
+	return rec
 }
 
 // finishLocked applies what depends on the request: the size of the disk, how it is run. s.mu is held.
@@ -185,7 +194,7 @@ func (s *Store) Cache(ctx context.Context, rc novalet.RequestContext, imageID st
 		s.mu.Unlock()
 		return "error", errClosed
 	}
-	if rec := s.images[imageID]; rec != nil && s.imageLocked(rec) != nil {
+	if rec := s.usableLocked(imageID); rec != nil && s.imageLocked(rec) != nil {
 		rec.LastUsed = time.Now()
 		s.mu.Unlock()
 		return "existing", nil

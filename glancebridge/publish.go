@@ -37,7 +37,7 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 	img := &imageRecord{Version: recordVersion, ID: rec.ID, Name: rec.Name, Format: res.Format, Config: res.Config,
 		HasConfig: res.HasConfig, HashAlgo: rec.HashAlgo, HashValue: rec.HashValue, Download: rec.Size,
 		MinDiskGB: rec.MinDiskGB, MinRAMMB: rec.MinRAMMB, VirtualSize: max(rec.VirtualSize, res.VirtualSize),
-		Owner: rec.Owner, Visibility: rec.Visibility, Properties: rec.Properties, LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
+		Signed: s.o.Certificates != nil, Owner: rec.Owner, Visibility: rec.Visibility, Properties: rec.Properties, LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
 	var trees []layerTree
 	for _, i := range res.Order {
 		p, a := streamed[i], byIndex[i]

@@ -63,6 +63,10 @@ type Options struct {
 	// parts, the layers of a container archive that are stored already are left out, and the others are checked by the
 	// digests in its config.
 	WholeImages bool
+	// Certificates, when set, has every image checked against the signature in its properties, and refuses those without
+	// one. TrustedCertificates, when not nil, are the ids of those that a signing certificate must lead to.
+	Certificates        Certificates
+	TrustedCertificates []string
 	// Concurrency bounds the images fetched at a time; default 4.
 	Concurrency int
 	// RemoveUnused and MinAge are [image_cache] remove_unused_base_images and

@@ -120,8 +120,8 @@ func TestUploadCut(t *testing.T) {
 				}
 			})
 			err := s.Snapshot(t.Context(), snapshotOf(t, "alice"))
-			if g.puts != c.puts {
-				t.Errorf("%d uploads, want %d", g.puts, c.puts)
+			if g.uploads() != c.puts {
+				t.Errorf("%d uploads, want %d", g.uploads(), c.puts)
 			}
 			if n := notes(t, s); n != 0 {
 				t.Errorf("%d notes are left", n)
@@ -172,7 +172,7 @@ func TestUploadHasNoLength(t *testing.T) {
 	g.add("other", "p", nil, map[string]any{"disk_format": "raw"})
 	err := NewGlance(plainCloud{g.URL}).Upload(t.Context(), novalet.RequestContext{}, "other",
 		io.MultiReader(strings.NewReader("data"), failingReader{}))
-	if rec, _ := g.get("other"); err == nil || rec["status"] == "active" {
+	if rec := g.idle("other"); err == nil || rec["status"] == "active" {
 		t.Errorf("upload of a source that fails: %v, %v", err, rec)
 	}
 }
@@ -220,7 +220,7 @@ func TestSnapshotInterrupted(t *testing.T) {
 			if err := s.Snapshot(ctx, r); err == nil {
 				t.Fatal("an interrupted snapshot ends well")
 			}
-			if rec, _ := g.get(snapID); rec == nil || rec["status"] != "queued" {
+			if rec := g.idle(snapID); rec == nil || rec["status"] != "queued" {
 				t.Fatalf("after the interruption the record is %v", rec)
 			}
 			if err := s.Close(); err != nil {
@@ -236,8 +236,8 @@ func TestSnapshotInterrupted(t *testing.T) {
 			captured := false
 			r.Captured = func(context.Context) error { captured = true; return nil }
 			err := s.Snapshot(t.Context(), r)
-			if g.puts != c.puts {
-				t.Errorf("%d uploads, want %d", g.puts, c.puts)
+			if g.uploads() != c.puts {
+				t.Errorf("%d uploads, want %d", g.uploads(), c.puts)
 			}
 			if n := notes(t, s); n != 0 {
 				t.Errorf("%d notes are left", n)
@@ -254,8 +254,8 @@ func TestSnapshotInterrupted(t *testing.T) {
 			}
 			whole(t, g)
 			// Once more, as after a crash between the last answer and the agent's own note of it.
-			if err := s.Snapshot(t.Context(), r); err != nil || g.puts != c.puts {
-				t.Errorf("repeated after its end: %v, %d uploads", err, g.puts)
+			if err := s.Snapshot(t.Context(), r); err != nil || g.uploads() != c.puts {
+				t.Errorf("repeated after its end: %v, %d uploads", err, g.uploads())
 			}
 			whole(t, g)
 		})
@@ -266,7 +266,7 @@ func TestSnapshotInterrupted(t *testing.T) {
 func TestSnapshotIntoForeignData(t *testing.T) {
 	g := newLiveGlance(t)
 	g.add(snapID, "project-a", []byte("data"), nil)
-	g.images[snapID].rec["container_format"] = "bare"
+	g.set(snapID, "container_format", "bare")
 	s := liveStore(t, g, nil)
 	if err := s.Snapshot(t.Context(), snapshotOf(t, "service")); novalet.FaultText(err) == "" {
 		t.Errorf("got %v", err)

@@ -122,7 +122,9 @@ type services struct {
 	network   novalet.NetworkAPI
 	placement novadriver.Provider
 	glance    glancebridge.Glance
-	requests  *prometheus.CounterVec
+	// certificates is nil unless images have to be signed.
+	certificates glancebridge.Certificates
+	requests     *prometheus.CounterVec
 }
 
 // connectServices makes clients of Keystone, Neutron, Placement and Glance. It does not connect.
@@ -163,6 +165,15 @@ func connectServices(s *settings, log *slog.Logger) (*services, error) {
 		return nil, err
 	}
 	svc.glance = glancebridge.NewGlance(gk)
+	if s.imageSigned {
+		o := s.glance
+		o.Section, o.EndpointOverride = "barbican", s.barbican
+		bk, err := session(o)
+		if err != nil {
+			return nil, err
+		}
+		svc.certificates = glancebridge.NewBarbican(bk)
+	}
 	return svc, nil
 }
 
@@ -206,7 +217,9 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 	if h.engine, err = engine.Open(s.engine(log)); err != nil {
 		return nil, fmt.Errorf("open the engine: %w", err)
 	}
-	if h.images, err = glancebridge.Open(s.images(svc.glance, log)); err != nil {
+	images := s.images(svc.glance, log)
+	images.Certificates, images.TrustedCertificates = svc.certificates, s.imageTrusted
+	if h.images, err = glancebridge.Open(images); err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)
 	}
 	if h.plugger, err = network.New(network.Options{OVSDB: s.ovsdb, Owner: owner(s.stateDir), Logger: log}); err != nil {

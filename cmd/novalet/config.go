@@ -38,6 +38,9 @@ type settings struct {
 	imageHigh, imageLow  int   // percent of the file system
 	imageMax             int64 // bytes
 	imageWhole           bool
+	imageSigned          bool     // [glance] verify_glance_signatures
+	imageTrusted         []string // nil unless certificates are validated
+	barbican             string   // [barbican] barbican_endpoint
 	idBase, maxInstances int
 }
 
@@ -103,6 +106,13 @@ func (s *settings) readImageMarks(cfg *osloconf.Config) {
 		cfg.Errorf("novalet", "image_cache_low_watermark_percent", "%d is above image_cache_high_watermark_percent, %d", s.imageLow, s.imageHigh)
 	}
 	s.imageWhole = !cfg.Bool("novalet", "image_partial_downloads", true)
+	if s.imageSigned = cfg.Bool("glance", "verify_glance_signatures", false); s.imageSigned {
+		cfg.Choice("key_manager", "backend", "barbican", "barbican", "castellan.key_manager.barbican_key_manager.BarbicanKeyManager")
+		s.barbican = cfg.String("barbican", "barbican_endpoint", "")
+		if cfg.Bool("glance", "enable_certificate_validation", false) {
+			s.imageTrusted = append([]string{}, cfg.List("glance", "default_trusted_certificate_ids", nil)...)
+		}
+	}
 	s.imageMax = int64(cfg.IntRange("novalet", "image_cache_max_gb", 0, 0, 1<<20)) << 30
 }
 

@@ -148,6 +148,33 @@ func TestSampleConfiguration(t *testing.T) {
 	}
 }
 
+func TestImageSignatures(t *testing.T) {
+	read := func(text string) *settings {
+		t.Helper()
+		s, err := readSettings([]string{writeConfig(t, minimal+text)}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	const signed = "[glance]\nverify_glance_signatures = true\ndefault_trusted_certificate_ids = a,b\n"
+	if s := read(""); s.imageSigned || s.imageTrusted != nil {
+		t.Errorf("by default: %v, %v", s.imageSigned, s.imageTrusted)
+	}
+	if s := read(signed + "[barbican]\nbarbican_endpoint = http://b\n"); !s.imageSigned || s.imageTrusted != nil || s.barbican != "http://b" {
+		t.Errorf("signatures: %v, %v, %q", s.imageSigned, s.imageTrusted, s.barbican)
+	}
+	if s := read(signed + "enable_certificate_validation = true\n"); len(s.imageTrusted) != 2 {
+		t.Errorf("validated: %v", s.imageTrusted)
+	}
+	if s := read("[glance]\nverify_glance_signatures = true\nenable_certificate_validation = true\n"); s.imageTrusted == nil {
+		t.Error("nobody is trusted, and that is not seen")
+	}
+	if _, err := readSettings([]string{writeConfig(t, minimal+signed+"[key_manager]\nbackend = vault\n")}, nil); err == nil {
+		t.Error("another key manager is taken")
+	}
+}
+
 func TestImageMarks(t *testing.T) {
 	s, err := readSettings([]string{writeConfig(t, minimal+"[novalet]\nimage_cache_high_watermark_percent = 70\nimage_cache_max_gb = 3\n")}, nil)
 	if err != nil || s.imageHigh != 70 || s.imageLow != 70 || s.imageMax != 3<<30 {
