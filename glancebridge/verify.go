@@ -90,38 +90,43 @@ func (s *Store) verifyLayer(ctx context.Context, id string) (problem string, err
 		return "", novalet.ErrNotFound
 	}
 	sum, newest, err := s.sumLayer(ctx, m)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	if cause := context.Cause(ctx); cause != nil {
+		return "", cause
+	}
+	path := filepath.Join(s.layerDir(id), sumName)
+	var want tarSum
+	rerr := statefile.Read(path, &want)
 	switch {
-	case s.layers[id] != m:
-		return "", novalet.ErrNotFound // removed or replaced while it was read
-	case m.corrupt != "":
-		return m.corrupt, nil
-	case context.Cause(ctx) != nil:
-		return "", context.Cause(ctx)
 	case err != nil:
 		// Files that cannot be read are as bad as wrong ones.
 		problem = "cannot be read: " + err.Error()
-	default:
-		var want tarSum
-		rerr := statefile.Read(filepath.Join(s.layerDir(id), sumName), &want)
-		switch {
-		case rerr == nil && want == *sum:
-			return "", nil
-		case rerr == nil:
-			problem = "its files are not what was stored"
-		case !m.Written.IsZero() && newest.After(m.Written):
-			problem = "it was altered at " + newest.UTC().Format(time.RFC3339) + ", after it was stored"
-		default:
-			return "", statefile.WriteBytes(filepath.Join(s.layerDir(id), sumName), sum.encode(), false)
-		}
+	case rerr == nil && want != *sum:
+		problem = "its files are not what was stored"
+	case rerr != nil && !m.Written.IsZero() && newest.After(m.Written):
+		problem = "it was altered at " + newest.UTC().Format(time.RFC3339) + ", after it was stored"
 	}
-	m.corrupt = problem
-	s.log.Error("a stored layer is corrupt; images with it are fetched again at their next use", "layer", id, "problem", problem)
-	if err := statefile.WriteBytes(filepath.Join(s.layerDir(id), corruptName), []byte(problem), true); err != nil {
-		return problem, fmt.Errorf("note the corruption: %w", err)
+	// Nothing but this under the lock: the thread may be one that hardly runs.
+	s.mu.Lock()
+	current, known := s.layers[id] == m, m.corrupt
+	if current && known == "" {
+		m.corrupt = problem
 	}
-	return problem, nil
+	s.mu.Unlock()
+	switch {
+	case !current:
+		return "", novalet.ErrNotFound // removed or replaced while it was read
+	case known != "":
+		return known, nil
+	case problem != "":
+		s.log.Error("a stored layer is corrupt; images with it are fetched again at their next use", "layer", id, "problem", problem)
+		err = statefile.WriteBytes(filepath.Join(s.layerDir(id), corruptName), []byte(problem), true)
+	case rerr != nil:
+		err = statefile.WriteBytes(path, sum.encode(), false)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return "", novalet.ErrNotFound
+	}
+	return problem, err
 }
 
 // sumLayer reads a layer: what it comes to as a tar of ours, and the latest change of an inode in it.
