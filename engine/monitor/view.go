@@ -149,15 +149,17 @@ func (in *instance) usage() *procview.Usage {
 
 // cpuTime is the processor time alone: it is read often, of every instance.
 func (in *instance) cpuTime() time.Duration {
-	for _, c := range in.cgroups {
-		switch {
-		case c.Kind == wire.CgroupV1 && (c.Controller == "cpu" || c.Controller == "cpuacct"):
+	// Where the two v1 controllers share a mount it goes by the name of the first.
+	for _, want := range []wire.CgroupRef{{Kind: wire.CgroupV1, Controller: "cpuacct"}, {Kind: wire.CgroupV1, Controller: "cpu"}, {Kind: wire.CgroupBase}} {
+		for _, c := range in.cgroups {
+			if c.CgroupRef != want {
+				continue
+			}
 			if s, err := readCgroup(c.dir, "cpuacct.stat"); err == nil {
 				f := fields(s)
 				return time.Duration(f["user"]+f["system"]) * 10 * time.Millisecond
 			}
-		case c.Kind == wire.CgroupBase:
-			if s, err := readCgroup(c.dir, "cpu.stat"); err == nil {
+			if s, err := readCgroup(c.dir, "cpu.stat"); err == nil && want.Kind == wire.CgroupBase {
 				f := fields(s)
 				return time.Duration(f["user_usec"]+f["system_usec"]) * time.Microsecond
 			}
