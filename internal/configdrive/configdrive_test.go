@@ -3,9 +3,9 @@ package configdrive
 import (
 	"encoding/base64"
 	"encoding/json"
-	"maps"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
