@@ -77,7 +77,12 @@ type RebuildArgs struct {
 	NewPassword       Secret            `json:"new_pass,omitempty"`
 	InjectedFiles     []InjectedFile    `json:"injected_files,omitempty"`
 	OrigSystemMeta    map[string]string `json:"orig_sys_metadata,omitempty"`
-	Recreate          bool              `json:"recreate"` // evacuate
+	Recreate          bool              `json:"recreate"` // evacuate to this host
+	SharedStorage     bool              `json:"on_shared_storage,omitempty"`
+	MigrationID       int64             `json:"migration_id,omitempty"` // of the evacuation; 0 for none
+	Node              string            `json:"node,omitempty"`         // of this host, for an evacuation
+	SourceHost        string            `json:"source_host,omitempty"`  // where an evacuated instance was
+	SourceNode        string            `json:"source_node,omitempty"`
 	PreserveEphemeral bool              `json:"preserve_ephemeral"`
 	ReimageBootVolume bool              `json:"reimage_boot_volume"`
 	TargetState       string            `json:"target_state,omitempty"`

@@ -29,6 +29,8 @@ type Conductor interface {
 	// one completed.
 	Evacuated(ctx context.Context) ([]EvacuatedInstance, error)
 	EvacuationDone(ctx context.Context, e *EvacuatedInstance) error
+	// EndEvacuation tells how an evacuation to this host ended. A failed one gives back what was taken here.
+	EndEvacuation(ctx context.Context, rc RequestContext, uuid string, r *RebuildArgs, ok bool) error
 	// SaveNetworkInfo writes the info cache, which is what users see as addresses.
 	SaveNetworkInfo(ctx context.Context, rc RequestContext, uuid string, info NetworkInfo) error
 	// CreateVIF records a virtual interface row; DeleteVIFs removes all of an instance, DeleteVIF one.

@@ -207,8 +207,12 @@ func TestFailures(t *testing.T) {
 			if r := l.world.Row(uuid); len(r.Faults) != 1 {
 				t.Errorf("faults %v", r.Faults)
 			}
-			ev := l.world.ActionEvents(uuid)
-			if len(ev) != 2 || ev[1].Err == nil {
+			// Events are written beside the operation.
+			eventually(t, "the event has ended", func() bool {
+				ev := l.world.ActionEvents(uuid)
+				return len(ev) == 2 && ev[1].Finished
+			})
+			if ev := l.world.ActionEvents(uuid); ev[1].Err == nil {
 				t.Errorf("events %+v", ev)
 			}
 			if c.name == "snapshot" && !slices.Contains(l.world.DeletedImages(), "s") {

@@ -14,18 +14,17 @@ func (a *Agent) rebuildInstance(ctx context.Context, in *instance, op *novalet.O
 	switch {
 	case args == nil:
 		return fmt.Errorf("rebuild instance %s: the message has no rebuild arguments: %w", in.uuid, novalet.ErrInvalidState)
-	case args.Recreate:
-		f := novalet.Faultf(novalet.ErrUnsupported, "InstanceEvacuateNotSupported", "Instance evacuate is not supported.")
-		return f
 	case args.PreserveEphemeral:
 		return novalet.Faultf(novalet.ErrUnsupported, "PreserveEphemeralNotSupported", "The current driver does not support preserving ephemeral partitions.")
+	}
+	if args.Recreate {
+		return a.evacuateHere(ctx, in, op)
 	}
 	if err := a.builds.acquire(ctx); err != nil {
 		return err
 	}
 	defer a.builds.release()
-	before := []novalet.TaskState{novalet.TaskRebuilding, novalet.TaskRebuildBlockDevice, novalet.TaskRebuildSpawning}
-	if err := a.save(ctx, in, op.Context, before, map[string]any{"task_state": novalet.TaskRebuildSpawning}); err != nil {
+	if err := a.save(ctx, in, op.Context, rebuildStates, map[string]any{"task_state": novalet.TaskRebuildSpawning}); err != nil {
 		return fmt.Errorf("save rebuild_spawning: %w", err)
 	}
 	image := args.ImageRef

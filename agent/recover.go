@@ -202,6 +202,10 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 				in.refreshOps(row)
 				return nil
 			}
+			if op := in.first(); op != nil && evacuates(op) && op.Args.Rebuild.SourceHost == row.Host {
+				in.refreshOps(row) // an evacuation that had not begun
+				return nil
+			}
 		}
 		if known || here {
 			a.log.Warn("instance is on another host; what is here is destroyed", "instance", uuid, "host", row.Host)
@@ -284,9 +288,15 @@ func (in *instance) onlyPending() bool {
 
 // refreshOps lets the journal's operations see the instance as Nova has it now, and drops a build that had ended.
 func (in *instance) refreshOps(row *novalet.Instance) {
+	var evacuated *novalet.Operation
 	in.note(func(rec *record) {
 		ops := slices.Clone(rec.Ops)
-		if ops[0].Method == novalet.MethodBuild && row.Host == in.a.host && rec.Failed == nil {
+		if evacuates(&ops[0]) && row.Host == in.a.host && row.TaskState == novalet.TaskNone && row.VMState != novalet.VMError {
+			// All but the migration's record was written.
+			evacuated, ops = &ops[0], ops[1:]
+			in.replayed = len(ops) > 0
+		}
+		if len(ops) > 0 && ops[0].Method == novalet.MethodBuild && row.Host == in.a.host && rec.Failed == nil {
 			switch {
 			case row.VMState == novalet.VMActive && row.TaskState == novalet.TaskNone:
 				// The last save was answered to nobody.
@@ -306,6 +316,9 @@ func (in *instance) refreshOps(row *novalet.Instance) {
 		}
 		rec.Ops = ops
 	})
+	if evacuated != nil {
+		in.post(func(context.Context) { in.a.endEvacuation(in, evacuated, true) })
+	}
 }
 
 // table is Nova's repair table (nova/compute/manager.py _init_instance) for an instance that is ours and has no journal.

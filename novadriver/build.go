@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/novadriver/ovo"
 )
 
 var buildMethods = []method{
@@ -17,8 +18,8 @@ var buildMethods = []method{
 		note: "ends and removes the instance; wins over whatever else is under way", test: "TestLifecycleCasts",
 	},
 	{
-		name: "rebuild_instance", since: "6.2 (target_state)", kind: "cast", state: statePartly, operation: decodeRebuild,
-		note: "in place, also from another image; an evacuation to this host ends with `InstanceEvacuateNotSupported`",
+		name: "rebuild_instance", since: "6.2 (target_state)", kind: "cast", state: stateDone, operation: decodeRebuild,
+		note: "in place, also from another image; an evacuation to this host makes the instance anew from its image, with its ports",
 		test: "TestRebuild",
 	},
 	{
@@ -99,6 +100,15 @@ func decodeRebuild(d *Driver, r *request, op *novalet.Operation) error {
 		TargetState: r.args.str("target_state"),
 	}
 	_ = json.Unmarshal(r.args["orig_sys_metadata"], &rb.OrigSystemMeta)
+	if rb.Recreate {
+		rb.SharedStorage = r.args.flag("on_shared_storage", false)
+		if rb.Node = r.args.str("scheduled_node"); rb.Node == "" {
+			rb.Node = d.o.Node
+		}
+		rb.SourceHost, rb.SourceNode = op.Instance.Host, op.Instance.Node
+		m, _ := ovo.Decode(r.args["migration"]) // the instance is evacuated without its record too
+		rb.MigrationID = m.Int("id")
+	}
 	op.Args.Rebuild = rb
 	return nil
 }

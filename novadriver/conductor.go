@@ -261,6 +261,27 @@ func (c *conductor) EvacuationDone(ctx context.Context, e *novalet.EvacuatedInst
 	return c.d.saveMigration(ctx, c.d.adminContext(), e.MigrationID, "completed")
 }
 
+// EndEvacuation implements novalet.Conductor.
+func (c *conductor) EndEvacuation(ctx context.Context, rc novalet.RequestContext, uuid string, r *novalet.RebuildArgs, ok bool) error {
+	// What an instance holds that was here all the time stays its own.
+	if node := c.d.nodeUUID(); !ok && r.SourceHost != c.d.o.Host && c.d.o.Placement != nil && node != "" {
+		if err := c.d.o.Placement.RemoveFromAllocation(ctx, uuid, node); err != nil {
+			return err
+		}
+	}
+	if r.MigrationID <= 0 {
+		return nil
+	}
+	if !ok {
+		return c.d.saveMigration(ctx, c.d.requestContext(rc), r.MigrationID, "failed")
+	}
+	o := c.d.release.get().Minimal("Migration", map[string]any{"status": "done", "dest_compute": c.d.o.Host, "dest_node": r.Node}).Key("id", r.MigrationID)
+	if _, err := c.d.rpc.object(ctx, c.d.requestContext(rc), o, "save", nil, nil); err != nil {
+		return fmt.Errorf("save migration %d as done: %w", r.MigrationID, err)
+	}
+	return nil
+}
+
 // saveMigration sets the status of a migration.
 func (d *Driver) saveMigration(ctx context.Context, rctx oslomsg.Context, id int64, status string) error {
 	o := d.release.get().Minimal("Migration", map[string]any{"status": status}).Key("id", id)

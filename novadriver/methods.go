@@ -12,7 +12,6 @@ type state string
 
 const (
 	stateDone    state = "done"    // carried out
-	statePartly  state = "partly"  // carried out as far as a container has it
 	stateRefused state = "refused" // answered as stock answers what its hypervisor cannot do
 )
 

@@ -258,24 +258,43 @@ func TestRebuild(t *testing.T) {
 	if diff := cmp.Diff(want, op.Args.Rebuild); diff != "" {
 		t.Errorf("arguments:\n%s", diff)
 	}
-	// An evacuation to this host is refused, and leaves nothing of it behind.
+	// An evacuation to this host is an operation too; it knows where the instance was.
 	id := b.conductor.Put("Migration", map[string]any{"uuid": "8a7b2c1e-0000-4000-8000-000000000002", "status": "accepted"})
-	args["recreate"] = true
+	inst.Set("host", "dead")
+	inst.Set("node", "dead-node")
+	args["recreate"], args["preserve_ephemeral"], args["new_pass"] = true, false, nil
 	args["migration"] = ovo.Releases()[0].Minimal("Migration", map[string]any{"id": id, "status": "accepted"})
 	b.cast("rebuild_instance", args)
-	b.eventually("the fault", func() bool { return len(b.conductor.Find("InstanceFault", "instance_uuid", instUUID)) == 1 })
-	b.eventually("the event", func() bool { return len(b.conductor.Find("InstanceActionEvent", "result", "Error")) == 1 })
-	if m := b.conductor.Find("Migration", "id", id); m[0].Str("status") != "failed" {
-		t.Errorf("migration %s", m[0]["status"])
+	b.eventually("the second operation", func() bool { return len(b.agent.operations()) == 2 })
+	got := b.agent.operations()[1].Args.Rebuild
+	if !got.Recreate || got.MigrationID != id || got.Node != "node1" || got.SourceHost != "dead" || got.SourceNode != "dead-node" || got.SharedStorage {
+		t.Errorf("evacuation %+v", got)
 	}
-	if r := b.conductor.Find("Instance", "uuid", instUUID)[0]; r.Str("vm_state") != "error" || string(r["task_state"]) != "null" {
-		t.Errorf("instance %s %s", r["vm_state"], r["task_state"])
+	c := b.driver.Conductor()
+	freed := 0
+	for _, ok := range []bool{true, false} {
+		for range 2 {
+			if err := c.EndEvacuation(b.ctx(), c.NewContext(), instUUID, got, ok); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := map[bool]string{false: "failed", true: "done"}[ok]
+		if m := b.conductor.Find("Migration", "id", id)[0]; m.Str("status") != want || m.Str("dest_compute") != "host1" {
+			t.Errorf("migration %s to %s, want %s", m.Str("status"), m.Str("dest_compute"), want)
+		}
+		for _, call := range b.provider.did() {
+			if call == "remove from "+instUUID {
+				freed++
+			}
+		}
+		if ok && freed > 0 || !ok && freed == 0 {
+			t.Errorf("ended well %v: the allocation was freed %d times", ok, freed)
+		}
 	}
-	if !slices.Contains(b.provider.did(), "remove from "+instUUID) {
-		t.Errorf("allocation: %v", b.provider.did())
-	}
-	if n := len(b.agent.operations()); n != 1 {
-		t.Errorf("%d operations", n)
+	got.SourceHost = "host1"
+	before := len(b.provider.did())
+	if err := c.EndEvacuation(b.ctx(), c.NewContext(), instUUID, got, false); err != nil || slices.Contains(b.provider.did()[before:], "remove from "+instUUID) {
+		t.Errorf("an instance of this host lost its allocation (%v)", err)
 	}
 }
 

@@ -109,23 +109,3 @@ func refuseLiveMigration(ctx context.Context, d *Driver, r *request) (any, error
 		return nil, moveError()
 	})
 }
-
-// refuseEvacuation ends an evacuation to this host as stock does where the hypervisor has none: the server is in error
-// and can be evacuated again, to another host.
-func refuseEvacuation(ctx context.Context, d *Driver, r *request) (any, error) {
-	return d.wrap(ctx, r, "rebuild_instance", wraps{event: true, fault: true}, func(inst *novalet.Instance) (any, error) {
-		if m, err := ovo.Decode(r.args["migration"]); err == nil && m.Int("id") > 0 {
-			d.note(r, inst, "rebuild_instance", d.saveMigration(ctx, d.requestContext(r.rc), m.Int("id"), "failed"))
-		}
-		if node := d.nodeUUID(); d.o.Placement != nil && node != "" {
-			d.note(r, inst, "rebuild_instance", d.o.Placement.RemoveFromAllocation(ctx, inst.UUID, node))
-		}
-		err := d.Conductor().SaveInstance(ctx, r.rc, &novalet.InstanceUpdate{UUID: inst.UUID, Fields: map[string]any{
-			"vm_state": novalet.VMError, "task_state": novalet.TaskNone,
-		}})
-		if !errors.Is(err, novalet.ErrInstanceGone) {
-			d.note(r, inst, "rebuild_instance", err)
-		}
-		return nil, novaError("InstanceEvacuateNotSupported", "Instance evacuate is not supported.", nil)
-	})
-}

@@ -70,7 +70,7 @@ func (d *Driver) accept(ctx context.Context, dl *oslomsg.Delivery) error {
 		d.unreadable(dl, err)
 		return nil
 	}
-	if m.operation == nil || m.refusedHere(r) {
+	if m.operation == nil {
 		return nil
 	}
 	op, err := d.operationOf(m, r, dl)
@@ -107,11 +107,6 @@ func (d *Driver) operationOf(m *method, r *request, dl *oslomsg.Delivery) (*nova
 	return op, m.operation(d, r, op)
 }
 
-// refusedHere tells the one operation that depends on an argument: a rebuild that is an evacuation.
-func (m *method) refusedHere(r *request) bool {
-	return m.name == string(novalet.MethodRebuild) && r.args.flag("recreate", false)
-}
-
 func (d *Driver) unreadable(dl *oslomsg.Delivery, err error) {
 	d.log.Error("a message cannot be carried out and is dropped", "method", dl.Method, "request_id", dl.Context.RequestID(), "unique_id", dl.UniqueID, "err", err)
 }
@@ -123,12 +118,8 @@ func (d *Driver) handler(m method) oslomsg.Handler {
 		if answer == nil {
 			// Recorded by accept. stop_instance may be called for an answer; stock gives one when all is done, here
 			// the record stands for it.
-			r, err := readRequest(dl)
-			if err != nil || !m.refusedHere(r) {
-				_ = dl.Reply(nil)
-				return
-			}
-			answer = refuseEvacuation
+			_ = dl.Reply(nil)
+			return
 		}
 		res, err := d.carryOut(ctx, dl, answer)
 		if err == nil {

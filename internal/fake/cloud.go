@@ -333,6 +333,16 @@ func (s *networkState) SetAddress(id, address string) {
 	s.ports[id].Address = address
 }
 
+// SetPort changes a port in place.
+func (s *networkState) SetPort(id string, f func(*Port)) {
+	s.nmu.Lock()
+	defer s.nmu.Unlock()
+	f(s.ports[id])
+}
+
+// VIF is how Nova's info cache shows a port.
+func VIF(p *Port) novalet.VIF { return p.vif() }
+
 // DropPort deletes a port behind the agent's back.
 func (s *networkState) DropPort(id string) {
 	s.nmu.Lock()

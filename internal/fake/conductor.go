@@ -20,6 +20,7 @@ type Row struct {
 	VIFRows      map[string]string // id → address
 	Info         novalet.NetworkInfo
 	Devices      []novalet.TaggedDevice
+	Evacuated    string   // the status of its evacuation to this host
 	History      []string // "vm_state/task_state" after each save
 }
 
@@ -341,6 +342,19 @@ func (c *Conductor) EvacuationDone(ctx context.Context, e *novalet.EvacuatedInst
 	c.evacuated = slices.DeleteFunc(c.evacuated, func(x novalet.EvacuatedInstance) bool { return x.MigrationID == e.MigrationID })
 	c.cmu.Unlock()
 	return c.f.leave(ctx, "Conductor.EvacuationDone")
+}
+
+// EndEvacuation implements novalet.Conductor.
+func (c *Conductor) EndEvacuation(ctx context.Context, _ novalet.RequestContext, uuid string, _ *novalet.RebuildArgs, ok bool) error {
+	if err := c.f.enter(ctx, "Conductor.EndEvacuation"); err != nil {
+		return err
+	}
+	c.cmu.Lock()
+	if r := c.rows[uuid]; r != nil {
+		r.Evacuated = map[bool]string{true: "done", false: "failed"}[ok]
+	}
+	c.cmu.Unlock()
+	return c.f.leave(ctx, "Conductor.EndEvacuation")
 }
 
 // SaveNetworkInfo implements novalet.Conductor.
