@@ -33,6 +33,8 @@ type liveGlance struct {
 	put func(n int, r *http.Request) putFault
 	// cut, when set, is asked before each download after how many bytes it is cut; -1 is not at all.
 	cut func(n int) int
+	// hang, when set, picks downloads that give nothing until the client leaves.
+	hang func(r *http.Request) bool
 	// lenient takes a body that ends early for whole, as servers do that read it to its end only.
 	lenient bool
 
@@ -316,6 +318,10 @@ func (g *liveGlance) upload(w http.ResponseWriter, r *http.Request, im *liveImag
 }
 
 func (g *liveGlance) download(w http.ResponseWriter, r *http.Request, im *liveImage) {
+	if g.hang != nil && g.hang(r) {
+		<-r.Context().Done()
+		return
+	}
 	data, status := im.data, http.StatusOK
 	if rg := r.Header.Get("Range"); rg != "" {
 		if g.noRange {

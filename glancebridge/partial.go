@@ -70,8 +70,15 @@ func (s *Store) partial(ctx context.Context, rc novalet.RequestContext, rec *Ima
 	if s.o.WholeImages || s.o.Certificates != nil || rec.ContainerFormat != "docker" || rec.Size < minPartial || rc.AuthToken == "" || !s.maySpare(rec) {
 		return nil
 	}
-	p := &partial{size: rec.Size, open: func(from, to int64) *download { return s.rangeOf(ctx, rc, rec, from, to, log.Warn) }}
-	list, err := s.index(ctx, p, rec)
+	p := &partial{size: rec.Size}
+	open := func(ctx context.Context) func(from, to int64) *download {
+		return func(from, to int64) *download { return s.rangeOf(ctx, rc, rec, from, to, log.Warn) }
+	}
+	look, cancel := context.WithTimeoutCause(ctx, s.look, errors.New("looking at its members takes too long"))
+	defer cancel()
+	p.open = open(look)
+	list, err := s.index(look, p, rec)
+	p.open = open(ctx)
 	if err != nil {
 		if errors.Is(err, errNoRange) {
 			s.mu.Lock()

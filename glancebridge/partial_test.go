@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/glancebridge/layer"
@@ -170,6 +172,9 @@ func TestPartialWhole(t *testing.T) {
 		change func(o *Options)
 		set    func(g *liveGlance)
 	}{
+		{"members that do not come", func(*Options) {}, func(g *liveGlance) {
+			g.hang = func(r *http.Request) bool { return r.Header.Get("Range") != "" }
+		}},
 		{"a store without ranges", func(*Options) {}, func(g *liveGlance) { g.noRange = true }},
 		{"the operator's will", func(o *Options) { o.WholeImages = true }, func(*liveGlance) {}},
 		{"a compressed archive", func(*Options) {}, func(g *liveGlance) {
@@ -183,7 +188,10 @@ func TestPartialWhole(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g, _, prepare := partialLab(t, c.change)
+			g, s, prepare := partialLab(t, c.change)
+			if c.name == "members that do not come" {
+				s.look = 50 * time.Millisecond
+			}
 			g.add("base", "project-a", dockerArchive(t, cmd, base), nil)
 			g.add("derived", "project-a", archive, nil)
 			if _, err := prepare("alice", "base"); err != nil {

@@ -98,6 +98,7 @@ type Store struct {
 
 	idmap idMap
 	grace time.Duration // an image used so short a time ago is not removed for room: who asked for it is about to take it
+	look  time.Duration // how long the members of an archive are looked at before the whole of it is fetched
 	usage func() (size, used int64, err error)
 
 	mu       sync.Mutex
@@ -132,7 +133,7 @@ func Open(o Options) (*Store, error) {
 	s := &Store{
 		o: o, log: o.Logger, boot: boot, slots: make(chan struct{}, o.Concurrency),
 		flights: map[string]*flight{}, images: map[string]*imageRecord{}, layers: map[string]*layerMeta{},
-		leases: map[string]*leaseRecord{}, noRange: map[string]bool{}, grace: time.Minute,
+		leases: map[string]*leaseRecord{}, noRange: map[string]bool{}, grace: time.Minute, look: 10 * time.Second,
 	}
 	s.usage = s.diskUsage
 	if s.log == nil {
