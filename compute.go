@@ -175,7 +175,8 @@ type Compute interface {
 	ExternalEvents(ctx context.Context, rc RequestContext, events []ExternalEvent)
 	// AttachInterface blocks until the interface is plugged and saved, and returns it.
 	AttachInterface(ctx context.Context, r *InterfaceRequest) (*VIF, error)
-	// ConsoleOutput returns the last lines of the console log; lines < 0 is all of it.
+	// ConsoleOutput returns the last lines of the console log, of which what follows the last newline is one; lines < 0 is
+	// all of it.
 	ConsoleOutput(ctx context.Context, instanceUUID string, lines int) (string, error)
 	// SerialConsole opens (or finds) the TCP end point of the instance's console. ttl is how long it waits for its
 	// first viewer.

@@ -136,7 +136,7 @@ func TestConsoleOutput(t *testing.T) {
 	l := newLab(t)
 	uuid := l.boot()
 	l.world.Print(uuid, "one\ntwo\nthr\u00e9e\xff\x00\n")
-	for lines, want := range map[int]string{0: "", 1: "thr?e??\n", 2: "two\nthr?e??\n", 9: "one\ntwo\nthr?e??\n", -1: "one\ntwo\nthr?e??\n"} {
+	for lines, want := range map[int]string{0: "", 1: "", 2: "thr?e??\n", 3: "two\nthr?e??\n", 9: "one\ntwo\nthr?e??\n", -1: "one\ntwo\nthr?e??\n"} {
 		got, err := l.agent.ConsoleOutput(context.Background(), uuid, lines)
 		if err != nil || got != want {
 			t.Errorf("%d lines: %q, %v; want %q", lines, got, err, want)

@@ -101,15 +101,15 @@ func ascii(data []byte) string {
 	}, strings.ToValidUTF8(string(data), "?"))
 }
 
-// tail returns the last n lines; less than 0 is all.
+// tail returns the last n lines; less than 0 is all. As in Nova, what follows the last newline counts as a line
+// (ComputeManager._tail_log).
 func tail(s string, n int) string {
 	if n < 0 {
 		return s
 	}
-	end := len(strings.TrimSuffix(s, "\n"))
-	for i := end - 1; i >= 0; i-- {
+	for i := len(s) - 1; i >= 0; i-- {
 		if s[i] == '\n' {
-			if n--; n == 0 {
+			if n--; n <= 0 {
 				return s[i+1:]
 			}
 		}
