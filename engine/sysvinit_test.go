@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +18,10 @@ func sysvinit(t testing.TB) []novalet.Layer {
 	t.Helper()
 	layers := debian(t)
 	dir := t.TempDir()
-	get := exec.Command("apt-get", "-qq", "download", "sysvinit-core")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	get := exec.CommandContext(ctx, "apt-get", "-qq", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "download", "sysvinit-core")
+	get.WaitDelay = time.Second
 	get.Dir = dir
 	if out, err := get.CombinedOutput(); err != nil {
 		t.Skipf("needs the package sysvinit-core: %v %s", err, out)
