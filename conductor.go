@@ -37,6 +37,8 @@ type Conductor interface {
 	CreateVIF(ctx context.Context, rc RequestContext, uuid string, vif *VIF, tag string) error
 	DeleteVIFs(ctx context.Context, rc RequestContext, uuid string) error
 	DeleteVIF(ctx context.Context, rc RequestContext, uuid, vifID string) error
+	// VIFTags returns the tags of an instance's interfaces by port; those without one are left out.
+	VIFTags(ctx context.Context, rc RequestContext, uuid string) (map[string]string, error)
 	// SaveBlockDevice writes the device name of a block device mapping.
 	SaveBlockDevice(ctx context.Context, rc RequestContext, bdm *BlockDevice) error
 	// StartEvent and FinishEvent write an event of the request's action ("compute_stop_instance"). err nil is success.

@@ -129,3 +129,33 @@ func TestDeviceTags(t *testing.T) {
 		return l.idle(uuid) && !slices.ContainsFunc(l.world.Row(uuid).Devices, func(d novalet.TaggedDevice) bool { return d.Tag == "late" })
 	})
 }
+
+// Tags are known again on the host that an instance comes to.
+func TestDeviceTagsMove(t *testing.T) {
+	l := newLab(t)
+	uuid := l.boot(func(op *novalet.Operation) {
+		op.Instance.ConfigDrive = "True"
+		op.Args.Build.RequestedNetworks = []novalet.NetworkRequest{{NetworkID: "net", Tag: "front"}}
+	})
+	l.cast(uuid, novalet.MethodShelve, novalet.TaskShelving, novalet.OperationArgs{ImageID: "shelf"})
+	l.await(uuid, novalet.VMShelvedOffloaded)
+	eventually(t, "the record is gone", func() bool { _, err := l.agent.lookup(uuid); return err != nil })
+	l.world.Allocate(uuid)
+	l.cast(uuid, novalet.MethodUnshelve, novalet.TaskUnshelving, novalet.OperationArgs{Build: &novalet.BuildArgs{Image: novalet.ImageMeta{ID: appImage}, Node: testHost}})
+	l.await(uuid, novalet.VMActive)
+	_, spec := l.world.Specs(uuid)
+	found := false
+	for _, tree := range spec.Trees {
+		for _, f := range tree.Files {
+			found = found || f.Path == "openstack/latest/meta_data.json" && strings.Contains(string(f.Data), `"tags":["front"]`)
+		}
+	}
+	if !found {
+		t.Error("the config drive does not tell the tag")
+	}
+	if _, err := l.agent.AttachInterface(context.Background(), &novalet.InterfaceRequest{Instance: novalet.Instance{UUID: uuid},
+		Network: novalet.NetworkRequest{NetworkID: "net", Tag: "late"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both tags are recorded", func() bool { return len(l.world.Row(uuid).Devices) == 2 })
+}

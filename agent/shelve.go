@@ -155,6 +155,7 @@ func (a *Agent) unshelve(ctx context.Context, in *instance, op *novalet.Operatio
 		return fmt.Errorf("prepare image %s: %w", image, err)
 	}
 	inst := in.view()
+	a.knowTags(ctx, in, op.Context)
 	info, err := a.network.Bind(ctx, op.Context, inst, inst.NetworkInfo)
 	if err != nil {
 		return fmt.Errorf("bind ports: %w", err)

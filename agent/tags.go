@@ -33,6 +33,26 @@ func taggedDevices(r *record) []novalet.TaggedDevice {
 	return out
 }
 
+// knowTags reads the tags of an instance that comes from another host, or was shelved. Without them only the names of
+// devices are missing in its metadata.
+func (a *Agent) knowTags(ctx context.Context, in *instance, rc novalet.RequestContext) {
+	if len(in.view().NetworkInfo) == 0 {
+		return
+	}
+	var tags map[string]string
+	err := a.insist(ctx, in.log, "read tags", func(ctx context.Context) (err error) {
+		tags, err = a.conductor.VIFTags(ctx, rc, in.uuid)
+		return err
+	})
+	if err != nil {
+		if ctx.Err() == nil {
+			in.log.Warn("tags of devices are not read", "err", err)
+		}
+		return
+	}
+	in.set(func(r *record) { r.Tags = tags })
+}
+
 // setTag names an interface, or takes its name. It says whether that changed anything.
 func (in *instance) setTag(port, tag string) bool {
 	changed := false

@@ -74,6 +74,25 @@ func (c *conductor) DeleteVIF(ctx context.Context, rc novalet.RequestContext, uu
 	return nil
 }
 
+// VIFTags implements novalet.Conductor.
+func (c *conductor) VIFTags(ctx context.Context, rc novalet.RequestContext, uuid string) (map[string]string, error) {
+	raw, err := c.d.rpc.class(ctx, c.d.requestContext(rc), "VirtualInterfaceList", "get_by_instance_uuid", []any{uuid}, map[string]any{"use_slave": false})
+	if err != nil {
+		return nil, fmt.Errorf("list the interface records of %s: %w", uuid, err)
+	}
+	l, err := ovo.Decode(raw)
+	if err != nil {
+		return nil, fmt.Errorf("list the interface records of %s: %w", uuid, err)
+	}
+	tags := map[string]string{}
+	for _, o := range l.Objects() {
+		if t := o.String("tag"); t != "" {
+			tags[o.String("uuid")] = t
+		}
+	}
+	return tags, nil
+}
+
 // SaveBlockDevice implements novalet.Conductor.
 func (c *conductor) SaveBlockDevice(ctx context.Context, rc novalet.RequestContext, bdm *novalet.BlockDevice) error {
 	o, err := ovo.Decode(bdm.Wire)

@@ -247,6 +247,9 @@ func TestVIFsAndCache(t *testing.T) {
 	if err := c.CreateVIF(b.ctx(), rc, instUUID, vif, ""); err == nil {
 		t.Error("a second one of the same address was taken")
 	}
+	if tags, err := c.VIFTags(b.ctx(), rc, instUUID); err != nil || len(tags) != 1 || tags[vif.ID] != "nic0" {
+		t.Errorf("tags %v, %v", tags, err)
+	}
 	for range 2 {
 		if err := c.DeleteVIF(b.ctx(), rc, instUUID, vif.ID); err != nil {
 			t.Fatal(err)

@@ -18,6 +18,7 @@ type Row struct {
 	TerminatedAt *time.Time
 	Faults       []error
 	VIFRows      map[string]string // id → address
+	VIFTags      map[string]string // id → tag
 	Info         novalet.NetworkInfo
 	Devices      []novalet.TaggedDevice
 	Evacuated    string   // the status of its evacuation to this host
@@ -363,8 +364,25 @@ func (c *Conductor) SaveNetworkInfo(ctx context.Context, _ novalet.RequestContex
 }
 
 // CreateVIF implements novalet.Conductor.
-func (c *Conductor) CreateVIF(ctx context.Context, _ novalet.RequestContext, uuid string, vif *novalet.VIF, _ string) error {
-	return c.onRow(ctx, "Conductor.CreateVIF", uuid, func(r *Row) error { r.VIFRows[vif.ID] = vif.Address; return nil })
+func (c *Conductor) CreateVIF(ctx context.Context, _ novalet.RequestContext, uuid string, vif *novalet.VIF, tag string) error {
+	return c.onRow(ctx, "Conductor.CreateVIF", uuid, func(r *Row) error {
+		r.VIFRows[vif.ID] = vif.Address
+		if tag != "" {
+			r.VIFTags = maps.Clone(r.VIFTags)
+			if r.VIFTags == nil {
+				r.VIFTags = map[string]string{}
+			}
+			r.VIFTags[vif.ID] = tag
+		}
+		return nil
+	})
+}
+
+// VIFTags implements novalet.Conductor.
+func (c *Conductor) VIFTags(ctx context.Context, _ novalet.RequestContext, uuid string) (map[string]string, error) {
+	var tags map[string]string
+	err := c.onRow(ctx, "Conductor.VIFTags", uuid, func(r *Row) error { tags = maps.Clone(r.VIFTags); return nil })
+	return tags, err
 }
 
 // DeleteVIFs implements novalet.Conductor.

@@ -284,6 +284,8 @@ func (c *Conductor) classMethod(ctx oslomsg.Context, a actionArgs) (any, *osloms
 		_ = json.Unmarshal(a.Args[0], &filters)
 		return c.list("MigrationList", "Migration", slices.DeleteFunc(c.find("Migration", "source_compute", filters.Source),
 			func(r Row) bool { return !slices.Contains(filters.Status, r.Str("status")) })), nil
+	case "VirtualInterfaceList.get_by_instance_uuid":
+		return c.list("VirtualInterfaceList", "VirtualInterface", c.find("VirtualInterface", "instance_uuid", str(0))), nil
 	case "VirtualInterface.get_by_uuid":
 		for _, r := range c.find("VirtualInterface", "uuid", str(0)) {
 			return c.object("VirtualInterface", r), nil
