@@ -76,10 +76,10 @@ func TestMatrix(t *testing.T) {
 		{"from b to a", ping(b.ID, ipA)},
 		{"packets as large as the network takes", ping(a.ID, ipB, "-s", full)},
 		{"packets that must be cut", ping(b.ID, ipA, "-s", "4000")},
-		{"port 80, which the group opens", in(b.ID, "/bin/wget", "-q", "-T", "3", "-O", "/dev/null", "http://"+ipA+"/")},
+		{"port 80, which the group opens", in(b.ID, "/bin/timeout", "3", "/bin/wget", "-q", "-O", "/dev/null", "http://"+ipA+"/")},
 		{"the world behind the router", ping(a.ID, "172.24.4.1")},
 		{"the floating address", func() error { _, err := get("", fip); return err }},
-		{"metadata", in(a.ID, "/bin/wget", "-q", "-T", "10", "-O", "/dev/null", "http://169.254.169.254/openstack/latest/meta_data.json")},
+		{"metadata", in(a.ID, "/bin/timeout", "10", "/bin/wget", "-q", "-O", "/dev/null", "http://169.254.169.254/openstack/latest/meta_data.json")},
 	}
 	check := func(t *testing.T) {
 		t.Helper()
@@ -87,7 +87,7 @@ func TestMatrix(t *testing.T) {
 			eventually(t, long, r.what, r.try)
 		}
 		// Nothing listens there: an open port would refuse at once, a closed one swallows the packet.
-		out, err := novalet("exec", b.ID, "/bin/wget", "-q", "-T", "3", "-O", "-", "http://"+ipA+":81/")
+		out, err := novalet("exec", b.ID, "/bin/timeout", "3", "/bin/wget", "-q", "-O", "-", "http://"+ipA+":81/")
 		if err == nil || strings.Contains(out+err.Error(), "refused") {
 			t.Errorf("port 81 is open without a rule: %v, %s", err, out)
 		}
