@@ -17,7 +17,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 LINT_PKGS=(shellcheck)
 ROOT_PKGS=(busybox-static umoci skopeo dosfstools mount mmdebstrap iproute2 iptables e2fsprogs xfsprogs btrfs-progs squashfs-tools qemu-utils gdisk fdisk xz-utils zstd bzip2 acl attr libcap2-bin openvswitch-switch procps util-linux ethtool iputils-ping curl)
 DEMO_PKGS=(busybox-static mmdebstrap iproute2 iptables e2fsprogs iputils-ping)
-CLOUD_PKGS=(busybox-static mmdebstrap openssh-client curl iputils-ping chromium)
+CLOUD_PKGS=(busybox-static mmdebstrap openssh-client curl iputils-ping chromium e2fsprogs dosfstools fdisk qemu-utils)
 packages() {
     local p missing=()
     for p in "$@"; do

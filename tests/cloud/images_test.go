@@ -174,6 +174,19 @@ func debianTar(t testing.TB) string {
 	return path
 }
 
+// cloudImage is the path of a disk image with the same root, made once per machine.
+func cloudImage(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(imageCache(), "debian-12.qcow2")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	if _, err := sh(context.Background(), "bash", "../images/cloudimage.sh", debianTar(t), path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func imageCache() string {
 	if d := os.Getenv("NOVALET_IMAGE_CACHE"); d != "" {
 		return d

@@ -98,6 +98,30 @@ func TestMachine(t *testing.T) {
 	remove(t, u, s.ID)
 }
 
+// TestCloudImage: a disk image as distributions publish them boots as it is: its partitions, its fstab and what it lacks
+// of a virtual machine are no hindrance.
+func TestCloudImage(t *testing.T) {
+	u := as(t, "demo")
+	image := upload(t, u, imageSpec{name: "novalet-test-cloud-image", container: "bare", disk: "qcow2"}, mustOpen(t, cloudImage(t)))
+	key, file := newKey(t, u)
+	s := boot(t, u, bootOpts{name: "cloud-image", image: image, flavor: "m1.small", key: key, groups: []string{openGroup(t, u, 22)}})
+	ns := routerNS(t, u)
+	ip, _ := fixedIP(t, u, s.ID)
+	waitLog(t, u, s.ID, "cloud-image login:", long)
+	waitSSH(t, ns, file, "debian", ip)
+	eventually(t, long, "no unit failed", func() error {
+		out, err := ssh(ns, file, "debian", ip, "systemctl is-system-running; systemctl --failed --no-legend --plain")
+		if !strings.HasPrefix(out, "running") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	if out, err := ssh(ns, file, "debian", ip, "grep -c PARTUUID /etc/fstab; sudo -n stat -c %U:%a /etc/shadow; df -B1M --output=size / | tail -n 1"); err != nil ||
+		!strings.HasPrefix(out, "2\nroot:640\n") {
+		t.Errorf("inside: %v, %q", err, out)
+	}
+}
+
 // TestBusyboxMachine: a machine need not have systemd; its init ends at a stop, long before it would be killed.
 func TestBusyboxMachine(t *testing.T) {
 	u := as(t, "demo")

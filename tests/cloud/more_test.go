@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/attachinterfaces"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
@@ -143,5 +144,59 @@ func TestShelve(t *testing.T) {
 	}
 	if now, _ := fixedIP(t, u, s.ID); now != ip {
 		t.Errorf("address %s, was %s", now, ip)
+	}
+}
+
+// TestBackup: of the backups of a server only so many stay as its rotation says, the newest.
+func TestBackup(t *testing.T) {
+	u := as(t, "demo")
+	s := boot(t, u, bootOpts{name: "backed-up", image: appImage.id(t, u), noNet: true})
+	list := func() []string {
+		t.Helper()
+		p, err := images.List(u.image, images.ListOpts{Owner: u.project, SortKey: "created_at", SortDir: "asc"}).AllPages(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := images.ExtractImages(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, im := range all {
+			if im.Properties["instance_uuid"] == s.ID && im.Status == images.ImageStatusActive {
+				names = append(names, im.Name)
+			}
+		}
+		return names
+	}
+	t.Cleanup(func() {
+		p, err := images.List(u.image, images.ListOpts{Owner: u.project}).AllPages(context.Background())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		all, err := images.ExtractImages(p)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, im := range all {
+			if strings.HasPrefix(im.Name, "novalet-test-backup-") {
+				_ = images.Delete(context.Background(), u.image, im.ID).ExtractErr()
+			}
+		}
+	})
+	for i := range 3 {
+		body := map[string]any{"createBackup": map[string]any{"name": fmt.Sprintf("novalet-test-backup-%d", i), "backup_type": "daily", "rotation": 2}}
+		if _, err := u.compute.Post(t.Context(), u.compute.ServiceURL("servers", s.ID, "action"), body, nil, &gophercloud.RequestOpts{OkCodes: []int{202}}); err != nil {
+			t.Fatalf("backup %d: %v", i, err)
+		}
+		want := []string{"[novalet-test-backup-0]", "[novalet-test-backup-0 novalet-test-backup-1]", "[novalet-test-backup-1 novalet-test-backup-2]"}[i]
+		eventually(t, long, "the backups are "+want, func() error {
+			if got := fmt.Sprint(list()); got != want {
+				return fmt.Errorf("they are %s", got)
+			}
+			return nil
+		})
+		waitStatus(t, u, s.ID, "ACTIVE")
 	}
 }
