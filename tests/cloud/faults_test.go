@@ -81,7 +81,10 @@ func bigTar(t testing.TB, size int64) []byte {
 // host, and leaves nothing.
 func TestBadImages(t *testing.T) {
 	u := as(t, "demo")
-	good := dockerArchive(t, busyboxRoot(t), appConfig())
+	// Each has a layer that no other image has: of one that is known already nothing would be fetched.
+	good := func(name string) []byte {
+		return dockerArchive(t, append(busyboxRoot(t), member{name: "etc/image", mode: 0o644, data: []byte(name + "\n")}), appConfig())
+	}
 	noise := make([]byte, 1<<20)
 	for i := range noise {
 		noise[i] = byte(i*7 + i>>8)
@@ -97,9 +100,9 @@ func TestBadImages(t *testing.T) {
 	}{
 		{"unknown", "bare", func() io.Reader { return bytes.NewReader(noise) }, []string{"format"}, ""},
 		{"iso", "bare", func() io.Reader { return bytes.NewReader(iso) }, []string{"ISO"}, ""},
-		{"truncated", "docker", func() io.Reader { return bytes.NewReader(good[:len(good)/2]) }, []string{"cut short"}, ""},
+		{"truncated", "docker", func() io.Reader { b := good("truncated"); return bytes.NewReader(b[:len(b)/2]) }, []string{"cut short"}, ""},
 		{"wrong-layer", "docker", func() io.Reader {
-			return bytes.NewReader(bytes.Replace(good, []byte("served by an instance"), []byte("served by an intruder"), 1))
+			return bytes.NewReader(bytes.Replace(good("wrong-layer"), []byte("served by an instance"), []byte("served by an intruder"), 1))
 		}, []string{"layer"}, ""},
 		{"no-command", "docker", func() io.Reader {
 			return bytes.NewReader(dockerArchive(t, plain, map[string]any{"Env": []string{"PATH=/bin"}}))
@@ -108,8 +111,8 @@ func TestBadImages(t *testing.T) {
 			return bytes.NewReader(dockerArchive(t, busyboxRoot(t), map[string]any{"Cmd": []string{"/bin/nothing-here"}}))
 		}, []string{"/bin/nothing-here"}, ""},
 		{"no-init", "bare", func() io.Reader { return bytes.NewReader(gzipped(t, makeTar(t, plain))) }, []string{"init"}, ""},
-		{"cut-download", "docker", func() io.Reader { return bytes.NewReader(good) }, []string{"glance", "again"}, ""},
-		{"wrong-checksum", "docker", func() io.Reader { return bytes.NewReader(good) }, []string{"checksum"}, ""},
+		{"cut-download", "docker", func() io.Reader { return bytes.NewReader(good("cut-download")) }, []string{"glance", "again"}, ""},
+		{"wrong-checksum", "docker", func() io.Reader { return bytes.NewReader(good("wrong-checksum")) }, []string{"checksum"}, ""},
 		{"too-large", "bare", func() io.Reader { return bytes.NewReader(bigTar(t, 1200<<20)) }, []string{"disk"}, ""},
 	}
 	ids := map[string]string{}
@@ -118,10 +121,10 @@ func TestBadImages(t *testing.T) {
 	}
 	// What Glance's own disk does to an image after its upload: half of it is lost, or a byte of it turns.
 	stored := func(name string) string { return filepath.Join(state(t), "glance", "images", ids[name]) }
-	if err := os.Truncate(stored("cut-download"), int64(len(good)/2)); err != nil {
+	if err := os.Truncate(stored("cut-download"), int64(len(good("cut-download"))/2)); err != nil {
 		t.Fatal(err)
 	}
-	turned := bytes.Clone(good)
+	turned := good("wrong-checksum")
 	turned[bytes.Index(turned, []byte("served by an instance"))] ^= 1
 	if err := os.WriteFile(stored("wrong-checksum"), turned, 0o640); err != nil {
 		t.Fatal(err)
