@@ -56,6 +56,15 @@ cloud: need-go ## a real OpenStack on this machine with novalet as its compute s
 	@devstack/up.sh
 	@devstack/try.sh
 
+.PHONY: tempest tempest-smoke
+tempest: need-go ## Tempest's compute and scenario tests against the cloud, brought up if there is none (SET=smoke|full)
+	@devstack/install.sh
+	@[ -x bin/novalet ] || $(MAKE) --no-print-directory build
+	@tests/tempest/run.sh $(or $(SET),full) '$(REGEX)'
+
+tempest-smoke: ## the part of it that CI runs
+	@$(MAKE) --no-print-directory tempest SET=smoke
+
 cloud-down: ## remove it without a trace
 	@devstack/down.sh --wipe
 

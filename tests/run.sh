@@ -18,6 +18,7 @@ LINT_PKGS=(shellcheck)
 ROOT_PKGS=(busybox-static umoci skopeo dosfstools mount mmdebstrap iproute2 iptables e2fsprogs xfsprogs btrfs-progs squashfs-tools qemu-utils gdisk fdisk xz-utils zstd bzip2 acl attr libcap2-bin openvswitch-switch procps util-linux ethtool iputils-ping curl)
 DEMO_PKGS=(busybox-static mmdebstrap iproute2 iptables e2fsprogs iputils-ping)
 CLOUD_PKGS=(busybox-static mmdebstrap openssh-client curl iputils-ping chromium e2fsprogs dosfstools fdisk qemu-utils)
+TEMPEST_PKGS=(busybox-static dropbear-bin curl iproute2 util-linux)
 packages() {
     local p missing=()
     for p in "$@"; do
@@ -97,8 +98,9 @@ blame() {
         /^panic: / { print log_ ": " substr($0, 1, 240) }' "$1" | head -n 12)
 }
 
-step_packages() { packages "${LINT_PKGS[@]}" "${ROOT_PKGS[@]}" "${CLOUD_PKGS[@]}" && devstack/install.sh; }
+step_packages() { packages "${LINT_PKGS[@]}" "${ROOT_PKGS[@]}" "${CLOUD_PKGS[@]}" "${TEMPEST_PKGS[@]}" && devstack/install.sh; }
 step_packages_demo() { packages "${DEMO_PKGS[@]}"; }
+step_packages_tempest() { packages "${TEMPEST_PKGS[@]}"; }
 
 step_lint() {
     local rc=0 x
@@ -171,6 +173,23 @@ mend_cloud() {
 step_cloud_tests() {
     MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest cloud.log -count=1 -timeout "${CLOUD_TIMEOUT:-40m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
 }
+# Tempest names its tests in STATE/tempest: those that failed, or failed once only.
+step_tempest_smoke() {
+    local log=$out/tempest.log rc p f s
+    RETRY=1 timeout -k 30 30m tests/tempest/run.sh smoke >"$log" 2>&1
+    rc=$?
+    if read -r p f s < <(awk '/^ +[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {n = $1 " " $3 " " $5} END {print n}' "$log") && [ -n "$p" ]; then
+        [ $rc != 0 ] || { p=$((p + f)); f=0; }
+        passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+        echo "   $p passed, $f failed, $s skipped"
+    else
+        tail -n 20 "$log"
+    fi
+    while IFS= read -r p; do flaky+=("${log##*/}: ${p//$'\t'/: }"); done < <(cat "$STATE"/tempest/flaky 2>/dev/null)
+    while IFS= read -r p; do culprits+=("${log##*/}: ${p//$'\t'/: }"); done < <(head -n 12 "$STATE"/tempest/failed 2>/dev/null)
+    [ $rc = 0 ] || echo "   failed; see $log"
+    return $rc
+}
 step_cloud_down() {
     devstack/down.sh --wipe || return 1
     # The kernel frees links and namespaces in its own time.
@@ -208,6 +227,7 @@ all() {
     step fuzz 10
     if step cloud 8; then
         step cloud-tests 17
+        step tempest-smoke 12
     else
         tail -n 30 "$STATE"/log/novalet.log 2>/dev/null
     fi
@@ -218,6 +238,7 @@ t_start=$(date +%s)
 for s in "$@"; do
     case $s in
         all) all ;;
+        packages-tempest) step_packages_tempest || exit 1; exit 0 ;;
         unit) step unit 3 ;;
         lint) packages "${LINT_PKGS[@]}" && step lint 3 ;;
         race) step race 5 ;;
@@ -225,6 +246,7 @@ for s in "$@"; do
         root) step build 2 && step root 12 ;;
         cloud) step cloud 8 ;;
         cloud-tests) step cloud-tests 17 ;;
+        tempest-smoke) step tempest-smoke 12 ;;
         cloud-down) step cloud-down 2 ;;
         packages|packages-demo) "step_${s//-/_}" || exit 1; exit 0 ;;
         *) echo "run.sh: no step $s" >&2; exit 2 ;;
