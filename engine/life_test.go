@@ -255,6 +255,10 @@ func TestMemoryAndProcessLimits(t *testing.T) {
 	layers := busybox(t)
 	te.run("hog", novalet.Limits{MemoryBytes: 32 << 20, PIDs: 30}, app(layers, "sleep 1000"))
 	te.run("calm", novalet.Limits{MemoryBytes: 32 << 20}, app(layers, "sleep 1000"))
+	// With the keeper's own score, init would be killed in its place.
+	if out, _ := te.sh("hog", "cat /proc/self/oom_score_adj /proc/1/oom_score_adj"); out != "0\n0\n" {
+		t.Errorf("scores of the out-of-memory killer: %q", out)
+	}
 	if _, code := te.sh("hog", "tail /dev/zero"); code != 137 {
 		t.Fatalf("it took more memory than it has: exit code %d", code)
 	}

@@ -164,7 +164,7 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 		prog:   in.k.cfg.Program,
 		argv:   []string{"exec"},
 		env:    append(runtimeEnv[:len(runtimeEnv):len(runtimeEnv)], holes.Env()...),
-		attach: func(pid int) error { return in.join(pid, wire.CgroupExec) },
+		attach: func(pid int) error { return errors.Join(resetOOM(pid), in.join(pid, wire.CgroupExec)) },
 	}
 	if ownTime {
 		s.join = append(s.join, setns(timens, unix.CLONE_NEWTIME))

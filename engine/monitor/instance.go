@@ -257,8 +257,13 @@ func (in *instance) attach(pid int, again bool) error {
 			}
 		}
 	}
-	// Written from here, by a process with CAP_SYS_RESOURCE, it is also the least that the guest can choose.
-	if err := os.WriteFile(p+"oom_score_adj", []byte("0"), 0); err != nil {
+	return resetOOM(pid)
+}
+
+// resetOOM takes the keeper's own protection from the out-of-memory killer off a child. Written from here, by a process
+// with CAP_SYS_RESOURCE, it is also the least that the guest can choose.
+func resetOOM(pid int) error {
+	if err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte("0"), 0); err != nil {
 		return fmt.Errorf("reset oom score: %w", err)
 	}
 	return nil
