@@ -8,7 +8,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-network clean need-go test-cloud
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-vm
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ cloud-down: ## remove it without a trace
 test-cloud: need-go ## the tests against the cloud that is up
 	@tests/run.sh cloud-tests
 
+test-vm: need-go ## the engine on Debian's kernel, cgroup2 and systemd, in a virtual machine (no KVM needed); needs root
+	@tests/run.sh vm
+
 bench-boot: build ## boots against stock nova-compute on the cloud that is up (ROUNDS=11)
 	@devstack/compute.sh start stock stock1
 	@NOVALET_CLOUD=$(STATE) $(GO) run ./tests/bench/boot $(if $(ROUNDS),-rounds $(ROUNDS)); rc=$$?; devstack/compute.sh stop stock stock1; exit $$rc
@@ -81,11 +84,11 @@ bench-engine: need-go ## containers against Debian's crun and runc (needs the pa
 bench-image: need-go ## first and next use of an image against tar and umoci (needs umoci, skopeo, zstd, qemu-utils)
 	@$(GO) run ./tests/bench/image $(if $(ROUNDS),-rounds $(ROUNDS))
 
+bench-load: need-go ## 10,000 operations through one agent between fakes: is it as small and quick as at first? (OPS=)
+	@$(GO) run ./tests/bench/load $(if $(OPS),-ops $(OPS))
+
 bench-network: need-go ## instances' data path against plain veth and NAT
 	@$(GO) run ./tests/bench/network
 
 clean: ## remove what was built
 	rm -rf bin build $(SHIM)
-bench-load: need-go ## 10,000 operations through one agent between fakes: is it as small and quick as at first? (OPS=)
-	@$(GO) run ./tests/bench/load $(if $(OPS),-ops $(OPS))
-
