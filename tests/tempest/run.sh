@@ -25,6 +25,7 @@ images=${NOVALET_IMAGE_CACHE:-/var/cache/novalet/images}
 work=$STATE/tempest
 mkdir -p "$work" && cd "$work" || exit 1
 "$here/image.sh" "$images" || die "no guest image"
+trap '/usr/bin/python3 "$here/setup.py" "$STATE" || say "   the network \"tempest\" is left"' EXIT
 /usr/bin/python3 "$here/setup.py" "$STATE" "$images" "$work" || die "the cloud is not ready for Tempest"
 : >tempest.log; rm -f failed flaky
 

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""setup.py STATE IMAGES WORK: make what Tempest needs in the cloud of STATE (images from the folder IMAGES, two
+"""setup.py STATE: remove the network again, which others would find in the way.
+setup.py STATE IMAGES WORK: make what Tempest needs in the cloud of STATE (images from the folder IMAGES, two
 flavors, a network that every project may use) and write WORK/tempest.conf and WORK/isolated.conf. May be repeated."""
 import configparser
 import os
@@ -42,10 +43,23 @@ def network(n, public):
         n.add_interface_to_router(r.id, subnet_id=sub.id)
 
 
-def main(state, folder, work):
+def remove(n):
+    r, net = n.find_router(NETWORK), n.find_network(NETWORK)
+    if r:
+        for p in n.ports(device_id=r.id, device_owner='network:router_interface'):
+            n.remove_interface_from_router(r.id, port_id=p.id)
+        n.delete_router(r)
+    if net:
+        n.delete_network(net)
+
+
+def main(state, folder=None, work=None):
     with open(os.path.join(state, 'etc', 'password')) as f:
         password = f.read().strip()
     c = connect(password)
+    if not folder:
+        remove(c.network)
+        return
     have = {f.name: f.id for f in c.compute.flavors()}
     flavors = [have.get(n) or c.compute.create_flavor(name=n, vcpus=v, ram=r, disk=d).id for n, v, r, d in FLAVORS]
     images = [image(c, folder, *i) for i in IMAGES]
@@ -99,6 +113,6 @@ def write(conf, work, name):
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
     main(*sys.argv[1:])
