@@ -38,10 +38,12 @@ type download struct {
 	stop   context.CancelCauseFunc
 	timer  *time.Timer
 	failed int // tries since the last byte
-	hash   hash.Hash
-	sig    *signature // nil unless the image's signature counts
-	want   string
-	err    error
+	// stalled is where the data stopped coming, 0 before it did.
+	stalled int64
+	hash    hash.Hash
+	sig     *signature // nil unless the image's signature counts
+	want    string
+	err     error
 }
 
 var errIdle = errors.New("no data came for too long")
@@ -124,6 +126,8 @@ func (d *download) Read(p []byte) (int, error) {
 		case err == io.EOF:
 			err = d.cutFault()
 		case errors.Is(context.Cause(d.ctx), err):
+		case d.stalledAgain(err):
+			return 0, d.end(d.cutFault())
 		default:
 			err = fmt.Errorf("%w: download image %s: %w", novalet.ErrTryAgain, d.rec.ID, err)
 		}
@@ -132,6 +136,18 @@ func (d *download) Read(p []byte) (int, error) {
 			return 0, d.end(err)
 		}
 	}
+}
+
+// stalledAgain says that the data stopped where it stopped before: a store that has lost the rest of an image keeps the
+// connection and sends no more, however often it is asked.
+func (d *download) stalledAgain(err error) bool {
+	if !errors.Is(err, errIdle) {
+		return false
+	}
+	off := d.off.Load()
+	before := d.stalled
+	d.stalled = off
+	return off > 0 && before == off
 }
 
 func (d *download) end(err error) error {

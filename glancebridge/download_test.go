@@ -31,6 +31,7 @@ type glanceServer struct {
 	// cutAfter ends the first answers after so many bytes each.
 	cutAfter []int
 	hang     bool // the first answer stops in the middle without an end
+	lost     int  // the bytes after so many are lost: every answer stops there without an end
 
 	mu       sync.Mutex
 	requests []string
@@ -59,7 +60,7 @@ func (g *glanceServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests = append(g.requests, r.Header.Get("Range"))
 	n := len(g.requests)
 	g.mu.Unlock()
-	data := g.data
+	data, lost := g.data, g.lost
 	if rg := r.Header.Get("Range"); rg != "" && !g.ignoreRange {
 		if !g.ranges {
 			w.WriteHeader(http.StatusBadRequest)
@@ -70,9 +71,15 @@ func (g *glanceServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, len(data)-1, len(data)))
 		w.Header().Set("Content-Length", fmt.Sprint(len(data)-off))
 		w.WriteHeader(http.StatusPartialContent)
-		data = data[off:]
+		data, lost = data[off:], lost-off
 	} else {
 		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+	}
+	if g.lost > 0 {
+		_, _ = w.Write(data[:max(lost, 0)])
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		return
 	}
 	if n == 1 && g.hang {
 		_, _ = w.Write(data[:len(data)/2])
@@ -163,6 +170,8 @@ func TestDownloadFaults(t *testing.T) {
 		{"another content", func(g *glanceServer) { g.data = bytes.Repeat([]byte("x"), len(data)) }, novalet.ErrAbort, "checksum"},
 		{"shorter than the record", func(g *glanceServer) { g.data = data[:1000]; g.ranges = false }, novalet.ErrAbort, "ends after 1000 of"},
 		{"longer than the record", func(g *glanceServer) { g.data = append(bytes.Clone(data), 'x') }, novalet.ErrAbort, "more data"},
+		{"the rest is lost in the store", func(g *glanceServer) { g.lost = 1000 }, novalet.ErrAbort, "ends after 1000 of"},
+		{"the rest is lost, no ranges", func(g *glanceServer) { g.lost, g.ignoreRange = 1000, true }, novalet.ErrAbort, "ends after 1000 of"},
 		{"always cut", func(g *glanceServer) { g.cutAfter = []int{0, 0, 0, 0, 0, 0} }, novalet.ErrTryAgain, ""},
 		{"MD5 of an old image", func(g *glanceServer) {
 			g.record = fmt.Sprintf(`"status":"active","size":%d,"checksum":"00000000000000000000000000000000"`, len(data))
@@ -177,7 +186,11 @@ func TestDownloadFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d := newDownload(ctx, client, novalet.RequestContext{}, rec, time.Minute, 3, time.Millisecond, func(string, ...any) {})
+			idle := time.Minute
+			if g.lost > 0 {
+				idle = 300 * time.Millisecond
+			}
+			d := newDownload(ctx, client, novalet.RequestContext{}, rec, idle, 3, time.Millisecond, func(string, ...any) {})
 			_, err = io.Copy(io.Discard, d)
 			if !errors.Is(err, c.kind) || !strings.Contains(novalet.FaultText(err), c.text) {
 				t.Fatalf("got %v", err)

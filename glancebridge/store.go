@@ -51,7 +51,7 @@ type Options struct {
 	MaxImageBytes, MaxDownloadBytes int64
 	// MaxEntries bounds the files of an image; default layer.DefaultEntries.
 	MaxEntries int64
-	// IdleTimeout ends a download that gives no data (default 60 s); Tries is how often in a row a download may give
+	// IdleTimeout ends a download that gives no data (default 30 s); Tries is how often in a row a download may give
 	// nothing before it is given up (default 5), RetryDelay the first wait between (default 250 ms).
 	IdleTimeout time.Duration
 	Tries       int
@@ -166,7 +166,7 @@ func (o *Options) setDefaults() {
 		o.Helper = []string{"/proc/self/exe", HelperCommand}
 	}
 	if o.IdleTimeout <= 0 {
-		o.IdleTimeout = time.Minute
+		o.IdleTimeout = 30 * time.Second
 	}
 	if o.Tries <= 0 {
 		o.Tries = 5
