@@ -55,7 +55,7 @@ TMPDIR=$PWD/$stage qemu-system-x86_64 -accel "$accel" -cpu "${VM_CPU:-max}" -smp
     $(disk_of result "$stage/result.img" cache=unsafe) \
     -device virtio-rng-pci -serial "file:$out/console.log" >"$out/qemu.log" 2>&1 </dev/null &
 pid=$!
-trap 'kill -9 $pid 2>/dev/null; rm -rf "$stage"' EXIT
+trap 'kill -9 $pid 2>/dev/null || true; rm -rf "$stage"' EXIT
 
 # Show how far it got; end it when it takes too long.
 shown=0
