@@ -1,6 +1,7 @@
 package cloud_test
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -13,13 +14,17 @@ func TestFirstServer(t *testing.T) {
 		deleteAll(t, u, serversNamed(t, u, "hello$"))
 		unchanged(t, before)
 	})
+	listed := regexp.MustCompile(`\| hello +\| ACTIVE +\|`)
 	first := devstack(t, "try.sh")
-	for _, want := range []string{"$ openstack server create --image busybox", "hello | ACTIVE", "$ openstack console log show hello", "up: hello"} {
+	if !listed.MatchString(first) {
+		t.Errorf("it does not list the server:\n%s", first)
+	}
+	for _, want := range []string{"$ openstack server create --image busybox", "$ openstack console log show hello", "up: hello"} {
 		if !strings.Contains(first, want) {
 			t.Errorf("it does not show %q:\n%s", want, first)
 		}
 	}
-	if again := devstack(t, "try.sh"); strings.Contains(again, "server create") || !strings.Contains(again, "hello | ACTIVE") {
+	if again := devstack(t, "try.sh"); strings.Contains(again, "server create") || !listed.MatchString(again) {
 		t.Errorf("the second run does not show the server of the first:\n%s", again)
 	}
 	if l := serversNamed(t, u, "hello$"); len(l) != 1 {
