@@ -297,7 +297,12 @@ func (d *demo) show(ctx context.Context) error {
 // timings prints where the time of a boot went.
 func (d *demo) timings(id string) {
 	t, ok := d.host.agent.Timings(id)
+	// They are complete a moment after Nova was told.
+	for end := time.Now().Add(5 * time.Second); !ok && time.Now().Before(end); t, ok = d.host.agent.Timings(id) {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if !ok {
+		d.say("the agent kept no timings of %s", id)
 		return
 	}
 	var parts []string

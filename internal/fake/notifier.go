@@ -28,3 +28,10 @@ func (f *Notifier) Told(uuid string) []novalet.Notification {
 	defer f.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(f.told), func(n novalet.Notification) bool { return n.Instance.UUID != uuid })
 }
+
+// Forget drops all that was told.
+func (f *Notifier) Forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told = nil
+}
