@@ -172,7 +172,7 @@ mend_cloud() {
     devstack/up.sh
 }
 step_cloud_tests() {
-    MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest cloud.log -count=1 -timeout "${CLOUD_TIMEOUT:-40m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
+    MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest cloud.log -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
 }
 # Tempest names its tests in STATE/tempest: those that failed, or failed once only.
 step_tempest_smoke() {
