@@ -32,6 +32,15 @@ func (a *Agent) Tracked() []novalet.TrackedInstance {
 	return out
 }
 
+// Unfinished is how many operations are under way or wait in the journals.
+func (a *Agent) Unfinished() int {
+	n := 0
+	for _, in := range a.all() {
+		in.read(func(r *record) { n += len(r.Ops) })
+	}
+	return n
+}
+
 // Diagnostics implements novalet.Compute.
 func (a *Agent) Diagnostics(ctx context.Context, instanceUUID string) (*novalet.Diagnostics, error) {
 	in, err := a.lookup(instanceUUID)

@@ -199,6 +199,7 @@ func Open(o Options) (*Engine, error) {
 		e.Close()
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	e.dropUnfinished()
 	e.wg.Add(1)
 	go func() {
 		defer e.wg.Done()

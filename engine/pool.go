@@ -164,11 +164,21 @@ func (e *Engine) fill(dir string, size, inodes int64) error {
 	return nil
 }
 
-// openPool removes what was not finished, mounts the rest again and tops it up.
+// dropUnfinished removes what a killed agent was making. It runs before anything is made.
+func (e *Engine) dropUnfinished() {
+	e.eachPooled(func(d rootfs.Disk) error {
+		if !strings.HasSuffix(d.Dir, unfinished) {
+			return nil
+		}
+		return errors.Join(d.Detach(), os.RemoveAll(d.Dir))
+	})
+}
+
+// openPool mounts what waits and tops it up.
 func (e *Engine) openPool() {
 	e.eachPooled(func(d rootfs.Disk) error {
 		if strings.HasSuffix(d.Dir, unfinished) {
-			return errors.Join(d.Detach(), os.RemoveAll(d.Dir))
+			return nil // being made right now
 		}
 		// Taken in the middle of this, it would be mounted twice, and its file system damaged.
 		e.pool.Lock()

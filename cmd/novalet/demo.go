@@ -361,6 +361,10 @@ func (d *demo) finish(ctx context.Context) error {
 			return err
 		}
 	}
+	// The controller knows first; the agent has something to tell yet.
+	for end := time.Now().Add(10 * time.Second); d.host.agent.Unfinished() > 0 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	d.say("both deleted, nothing left")
 	return nil
 }
