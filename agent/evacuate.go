@@ -100,20 +100,9 @@ func (a *Agent) evacuate(ctx context.Context, in *instance, op *novalet.Operatio
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)
 	}
-	inst := in.view()
-	a.knowTags(ctx, in, op.Context)
-	info, err := a.network.Bind(ctx, op.Context, inst, inst.NetworkInfo)
+	info, err := a.bindHere(ctx, in, op.Context, img)
 	if err != nil {
-		return fmt.Errorf("bind ports: %w", err)
-	}
-	in.note(func(r *record) { r.Image, r.Instance.NetworkInfo = img, info })
-	if len(info) > 0 {
-		err := a.insist(ctx, in.log, "save network info", func(ctx context.Context) error {
-			return a.conductor.SaveNetworkInfo(ctx, op.Context, in.uuid, info)
-		})
-		if err != nil {
-			return fmt.Errorf("save network info: %w", err)
-		}
+		return err
 	}
 	launched := map[string]any{"launched_at": a.now().UTC()}
 	spawning := []novalet.TaskState{novalet.TaskRebuildSpawning}

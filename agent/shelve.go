@@ -154,20 +154,9 @@ func (a *Agent) unshelve(ctx context.Context, in *instance, op *novalet.Operatio
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)
 	}
-	inst := in.view()
-	a.knowTags(ctx, in, op.Context)
-	info, err := a.network.Bind(ctx, op.Context, inst, inst.NetworkInfo)
+	info, err := a.bindHere(ctx, in, op.Context, img)
 	if err != nil {
-		return fmt.Errorf("bind ports: %w", err)
-	}
-	in.note(func(r *record) { r.Image, r.Instance.NetworkInfo = img, info })
-	if len(info) > 0 {
-		err := a.insist(ctx, in.log, "save network info", func(ctx context.Context) error {
-			return a.conductor.SaveNetworkInfo(ctx, op.Context, in.uuid, info)
-		})
-		if err != nil {
-			return fmt.Errorf("save network info: %w", err)
-		}
+		return err
 	}
 	waiters := a.expectPlugged(in.uuid, info)
 	defer a.events.drop(waiters)
@@ -238,4 +227,25 @@ func (a *Agent) offloadShelved(ctx context.Context) error {
 		})
 	}
 	return nil
+}
+
+// bindHere takes over the image and the ports of an instance that comes to this host, and tells Nova how they are bound.
+func (a *Agent) bindHere(ctx context.Context, in *instance, rc novalet.RequestContext, img *novalet.Image) (novalet.NetworkInfo, error) {
+	inst := in.view()
+	a.knowTags(ctx, in, rc)
+	info, err := a.network.Bind(ctx, rc, inst, inst.NetworkInfo)
+	if err != nil {
+		return nil, fmt.Errorf("bind ports: %w", err)
+	}
+	in.note(func(r *record) { r.Image, r.Instance.NetworkInfo = img, info })
+	if len(info) == 0 {
+		return info, nil
+	}
+	err = a.insist(ctx, in.log, "save network info", func(ctx context.Context) error {
+		return a.conductor.SaveNetworkInfo(ctx, rc, in.uuid, info)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("save network info: %w", err)
+	}
+	return info, nil
 }
