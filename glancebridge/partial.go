@@ -182,24 +182,13 @@ func (s *Store) index(ctx context.Context, p *partial, rec *ImageRecord) ([]laye
 	}
 	q := &parseRequest{Arch: s.o.Arch, Ref: rec.Properties["novalet_image_ref"], Limits: layer.Limits{Entries: s.o.MaxEntries},
 		Index: true, Size: rec.Size}
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	pipe := func() (r, w *os.File, err error) {
-		if r, w, err = os.Pipe(); err != nil {
-			return nil, nil, fmt.Errorf("make pipe: %w", err)
-		}
-		files = append(files, r, w)
-		return r, w, nil
-	}
-	questionsR, questionsW, err := pipe()
+	var files openFiles
+	defer files.close()
+	questionsR, questionsW, err := files.pipe(0)
 	if err != nil {
 		return nil, err
 	}
-	answersR, answersW, err := pipe()
+	answersR, answersW, err := files.pipe(0)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +202,7 @@ func (s *Store) index(ctx context.Context, p *partial, rec *ImageRecord) ([]laye
 			answersR.Close()
 		})
 	} else {
-		reportR, reportW, err := pipe()
+		reportR, reportW, err := files.pipe(0)
 		if err != nil {
 			return nil, err
 		}

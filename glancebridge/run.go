@@ -53,35 +53,23 @@ func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq 
 
 // runHelpers runs the helpers as processes, feeds the parser and collects both reports.
 func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, layers string, q *parseRequest, aq *applyRequest) (out helperResult, err error) {
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	pipe := func() (r, w *os.File, err error) {
-		if r, w, err = os.Pipe(); err != nil {
-			return nil, nil, fmt.Errorf("make pipe: %w", err)
-		}
-		files = append(files, r, w)
-		_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeSize)
-		return r, w, nil
-	}
+	var files openFiles
+	defer files.close()
 	image, feed := spool, (*os.File)(nil)
 	if in != nil {
-		if image, feed, err = pipe(); err != nil {
+		if image, feed, err = files.pipe(pipeSize); err != nil {
 			return out, err
 		}
 	}
-	entriesR, entriesW, err := pipe()
+	entriesR, entriesW, err := files.pipe(pipeSize)
 	if err != nil {
 		return out, err
 	}
-	parseR, parseW, err := pipe()
+	parseR, parseW, err := files.pipe(pipeSize)
 	if err != nil {
 		return out, err
 	}
-	applyR, applyW, err := pipe()
+	applyR, applyW, err := files.pipe(pipeSize)
 	if err != nil {
 		return out, err
 	}

@@ -229,24 +229,13 @@ func (s *Store) applyStream(ctx context.Context, dir string, aq *applyRequest, w
 		}
 		return res, nil
 	}
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	pipe := func() (r, w *os.File, err error) {
-		if r, w, err = os.Pipe(); err != nil {
-			return nil, nil, fmt.Errorf("make pipe: %w", err)
-		}
-		files = append(files, r, w)
-		return r, w, nil
-	}
-	entriesR, entriesW, err := pipe()
+	var files openFiles
+	defer files.close()
+	entriesR, entriesW, err := files.pipe(0)
 	if err != nil {
 		return nil, err
 	}
-	reportR, reportW, err := pipe()
+	reportR, reportW, err := files.pipe(0)
 	if err != nil {
 		return nil, err
 	}
