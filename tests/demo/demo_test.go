@@ -165,7 +165,8 @@ func TestDemo(t *testing.T) {
 // hint is a line that KEEP=1 prints to go on with.
 var hint = regexp.MustCompile(`(?m)^ +(bin/novalet .*)$`)
 
-// TestDemoKept: KEEP=1 leaves both running, the commands it names work, and Ctrl-C removes all.
+// TestDemoKept: KEEP=1 leaves both running, the commands it names work (console, which needs a terminal, by its log), and
+// Ctrl-C removes all.
 func TestDemoKept(t *testing.T) {
 	hosttest.RequireRoot(t)
 	sameHost(t)
