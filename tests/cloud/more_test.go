@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/attachinterfaces"
@@ -186,6 +187,10 @@ func TestBackup(t *testing.T) {
 		}
 	})
 	for i := range 3 {
+		// Glance tells the age of images in whole seconds; which of two of the same second is the older one is nobody's to say.
+		if i > 0 {
+			time.Sleep(1100 * time.Millisecond)
+		}
 		body := map[string]any{"createBackup": map[string]any{"name": fmt.Sprintf("novalet-test-backup-%d", i), "backup_type": "daily", "rotation": 2}}
 		if _, err := u.compute.Post(t.Context(), u.compute.ServiceURL("servers", s.ID, "action"), body, nil, &gophercloud.RequestOpts{OkCodes: []int{202}}); err != nil {
 			t.Fatalf("backup %d: %v", i, err)
