@@ -3,8 +3,8 @@ package demo_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"regexp"
@@ -70,6 +70,7 @@ func sameHost(t *testing.T) {
 type running struct {
 	cmd  *exec.Cmd
 	done chan error
+	keys io.Writer // what is typed, for one that has a terminal
 
 	mu  sync.Mutex
 	out bytes.Buffer
@@ -90,7 +91,32 @@ func (r *running) text() string {
 // start runs a command in a process group of its own.
 func start(t *testing.T, name string, args ...string) *running {
 	t.Helper()
-	r := &running{cmd: exec.Command(name, args...), done: make(chan error, 1)}
+	return run(t, &running{cmd: exec.Command(name, args...)})
+}
+
+// terminal runs a command on a terminal.
+func terminal(t *testing.T, args []string) *running {
+	t.Helper()
+	r := &running{cmd: exec.Command("script", "--quiet", "--return", "--command", strings.Join(args, " "), "/dev/null")}
+	in, err := r.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.keys = in
+	return run(t, r)
+}
+
+// types presses keys.
+func (r *running) types(t *testing.T, keys string) {
+	t.Helper()
+	if _, err := io.WriteString(r.keys, keys); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func run(t *testing.T, r *running) *running {
+	t.Helper()
+	r.done = make(chan error, 1)
 	r.cmd.Dir = root
 	r.cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=")
 	r.cmd.Stdout, r.cmd.Stderr = r, r
@@ -165,40 +191,44 @@ func TestDemo(t *testing.T) {
 // hint is a line that KEEP=1 prints to go on with.
 var hint = regexp.MustCompile(`(?m)^ +(bin/novalet .*)$`)
 
-// TestDemoKept: KEEP=1 leaves both running, the commands it names work (console, which needs a terminal, by its log), and
-// Ctrl-C removes all.
+// TestDemoKept: KEEP=1 leaves both running, the commands it names work as they are typed, and Ctrl-C removes all.
 func TestDemoKept(t *testing.T) {
 	hosttest.RequireRoot(t)
 	sameHost(t)
 	r := start(t, "make", "demo", "KEEP=1")
 	r.says(t, "Ctrl-C ends it")
-	want := map[string]string{"ps": "machine", "logs": "serves port 80", "exec": "", "console": "", "images": "web", "health": "novalet_"}
+	want := map[string]string{"ps": "machine", "logs": "serves port 80", "exec": "inside-42", "console": "login:", "images": "web", "health": "novalet_"}
 	for _, m := range hint.FindAllStringSubmatch(r.text(), -1) {
 		args := strings.Fields(m[1])
 		verb := args[1]
-		if _, known := want[verb]; !known {
+		says, known := want[verb]
+		if !known {
 			t.Errorf("no check for the hint %q", m[1])
 			continue
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		delete(want, verb)
+		h := terminal(t, args)
+		switch verb {
+		case "exec": // a shell
+			h.types(t, "echo inside-$((6*7)); exit\r")
+		case "console": // Enter brings a new prompt of the login
+			h.types(t, "\r")
+		}
+		h.says(t, says)
+		var err error
 		switch verb {
 		case "logs": // follows until it is ended
-			args = slices.DeleteFunc(args, func(a string) bool { return a == "-f" })
-		case "exec": // a shell needs a terminal: the same with a command
-			args = append(slices.DeleteFunc(args[:len(args)-1], func(a string) bool { return a == "-t" }), "/bin/echo", "inside")
-			want[verb] = "inside"
-		case "console": // the login prompt is on the console; its end of input ends it
-			args = []string{args[0], "logs", args[2], args[3], args[4]}
-			want[verb] = "login:"
+			h.types(t, "\x03")
+			_ = h.wait(t)
+		case "console":
+			h.types(t, "\x1d")
+			err = h.wait(t)
+		default:
+			err = h.wait(t)
 		}
-		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-		cmd.Dir = root
-		out, err := cmd.CombinedOutput()
-		cancel()
-		if err != nil || !strings.Contains(string(out), want[verb]) {
-			t.Errorf("%s: %v, %q; want %q in it", strings.Join(args, " "), err, out, want[verb])
+		if err != nil {
+			t.Errorf("%s: %v\n%s", m[1], err, h.text())
 		}
-		delete(want, verb)
 	}
 	if len(want) > 0 {
 		t.Errorf("no hint for %v:\n%s", want, r.text())
