@@ -53,8 +53,8 @@ type Plugger struct {
 	ovs  *ovsdb.Client
 	reap *reaper
 	drop dropProgram
-	// isolateOnce logs once that the kernel cannot do it.
-	isolateOnce sync.Once
+	// isolateOnce and guardOnce log once that the kernel cannot do it.
+	isolateOnce, guardOnce sync.Once
 	// locks keeps two operations on one device apart; operations on different devices run side by side.
 	locks keyedMutex
 }

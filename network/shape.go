@@ -97,14 +97,9 @@ var errUserspace = errors.New("the userspace datapath reads the port before the 
 // detour sends what comes from the instance through a device of its own with a bucket.
 func (p *Plugger) detour(link netlink.Link, r *novalet.PlugRequest, l *limits) error {
 	index := link.Attrs().Index
-	qdiscs, err := p.h.QdiscList(link)
+	parent, priority, err := p.ingressOf(link)
 	if err != nil {
 		return err
-	}
-	for _, q := range qdiscs {
-		if q.Type() == "clsact" { // see isolate
-			return errUserspace
-		}
 	}
 	name := ifbName(r.VIF.ID)
 	ifb, err := p.link(name)
@@ -127,16 +122,14 @@ func (p *Plugger) detour(link netlink.Link, r *novalet.PlugRequest, l *limits) e
 	if err := p.bucket(ifb, l); err != nil {
 		return err
 	}
-	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
-	if err := p.h.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	have, err := p.h.FilterList(link, ingress.Handle)
+	have, err := p.h.FilterList(link, parent)
 	if err != nil {
 		return err
 	}
 	for _, f := range have {
+		if _, ok := f.(*netlink.BpfFilter); ok {
+			continue // see guard
+		}
 		if u, ok := f.(*netlink.U32); ok && len(u.Actions) == 1 {
 			if m, ok := u.Actions[0].(*netlink.MirredAction); ok && m.Ifindex == ifb.Attrs().Index {
 				return nil
@@ -147,8 +140,37 @@ func (p *Plugger) detour(link netlink.Link, r *novalet.PlugRequest, l *limits) e
 		}
 	}
 	return p.h.FilterAdd(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: parent, Priority: priority, Protocol: unix.ETH_P_ALL},
 		Sel:         &netlink.TcU32Sel{Flags: netlink.TC_U32_TERMINAL, Nkeys: 1, Keys: []netlink.TcU32Key{{}}}, // every frame
 		Actions:     []netlink.Action{netlink.NewMirredAction(ifb.Attrs().Index)},
 	})
+}
+
+// ingressOf returns where filters of what comes in at a device go: behind the guard, where there is one.
+func (p *Plugger) ingressOf(link netlink.Link) (parent uint32, priority uint16, err error) {
+	qdiscs, err := p.h.QdiscList(link)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, q := range qdiscs {
+		if q.Type() != "clsact" {
+			continue
+		}
+		filters, err := p.h.FilterList(link, netlink.HANDLE_MIN_INGRESS)
+		if err != nil {
+			return 0, 0, err
+		}
+		for _, f := range filters {
+			if b, ok := f.(*netlink.BpfFilter); ok && b.Name == dropName {
+				return 0, 0, errUserspace // see isolate
+			}
+		}
+		return netlink.HANDLE_MIN_INGRESS, 2, nil
+	}
+	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+	if err := p.h.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
+		return 0, 0, err
+	}
+	return ingress.Handle, 1, nil
 }

@@ -47,6 +47,11 @@ func (p *Plugger) plugPair(r *novalet.PlugRequest, ns *os.File, bridge int) erro
 			return err
 		}
 	}
+	if guarded(r.VIF) {
+		if err := p.guard(link, r.VIF); err != nil {
+			return err
+		}
+	}
 	return p.settle(link, settings{alias: p.mark(r.InstanceUUID, r.VIF.ID), master: bridge, mtu: mtu(r.VIF)})
 }
 

@@ -400,3 +400,62 @@ func TestRealClient(t *testing.T) {
 		t.Errorf("the client says:\n%s\nwant: %s", out, want)
 	}
 }
+
+// TestInstancesSpeakAsThemselves: what network's own test shows of the guard is in force on this bridge.
+func TestInstancesSpeakAsThemselves(t *testing.T) {
+	l := newLab(t)
+	b, err := New(Options{StateDir: t.TempDir(), DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9")}})
+	l.must(err)
+	defer b.Remove()
+	reach := func(ns *os.File) error {
+		return in(ns, func() error {
+			out, err := exec.Command("ping", "-n", "-c", "1", "-W", "1", b.Gateway().String()).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
+	// other gives the interface another MAC address and the route that goes with the old one.
+	other := func(ns *os.File, mac string) {
+		t.Helper()
+		l.must(in(ns, func() error {
+			for _, c := range []string{"ip link set eth0 down", "ip link set eth0 address " + mac, "ip link set eth0 up"} {
+				if out, err := exec.Command("sh", "-c", c).CombinedOutput(); err != nil {
+					return fmt.Errorf("%s: %w: %s", c, err, out)
+				}
+			}
+			return nil
+		}))
+	}
+	honest := func(ns *os.File) {
+		t.Helper()
+		for range 30 {
+			if err = reach(ns); err == nil {
+				return
+			}
+		}
+		t.Fatalf("as itself: %v", err)
+	}
+	for _, guard := range []bool{true, false} {
+		inst := &novalet.Instance{UUID: instA, Hostname: "web1"}
+		info, err := b.Allocate(t.Context(), &novalet.AllocateRequest{Instance: inst})
+		l.must(err)
+		if !guard {
+			delete(info[0].Details, network.GuardKey)
+		}
+		ns := newNS(t)
+		l.must(l.p.Plug(t.Context(), &novalet.PlugRequest{InstanceUUID: instA, VIF: &info[0], NetNS: fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), Static: true}))
+		honest(ns)
+		other(ns, "02:00:00:00:be:ef")
+		if guard {
+			if err := reach(ns); err == nil {
+				t.Error("it is heard under a foreign MAC address")
+			}
+			other(ns, info[0].Address)
+		}
+		honest(ns)
+		l.must(l.p.Unplug(t.Context(), instA, &info[0]))
+		l.must(b.Deallocate(t.Context(), novalet.RequestContext{}, inst, nil))
+	}
+}

@@ -1,0 +1,75 @@
+package network
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// insn is one instruction of eBPF (linux/bpf.h, struct bpf_insn): opcode, registers (dst | src<<4), offset, immediate.
+type insn struct {
+	op, regs byte
+	off      int16
+	imm      int32
+}
+
+// bpfProgLoad is the part of union bpf_attr that BPF_PROG_LOAD reads (linux/bpf.h).
+type bpfProgLoad struct {
+	progType, insnCnt uint32
+	insns, license    uint64
+	logLevel, logSize uint32
+	logBuf            uint64
+	kernVersion       uint32
+	progFlags         uint32
+}
+
+const (
+	bpfCmdProgLoad  = 5
+	bpfProgSchedCls = 3
+
+	tcActUnspec = -1 // the next classifier decides
+	tcActShot   = 2  // drop
+)
+
+// loadClassifier gives a program for the traffic control's classifiers to the kernel. Its descriptor is the caller's to
+// close; a device that uses the program keeps it.
+func loadClassifier(prog []insn) (int, error) {
+	code := make([]byte, 0, 8*len(prog))
+	for _, i := range prog {
+		code = append(code, i.op, i.regs)
+		code = binary.NativeEndian.AppendUint16(code, uint16(i.off))
+		code = binary.NativeEndian.AppendUint32(code, uint32(i.imm))
+	}
+	license := append([]byte("Apache-2.0"), 0)
+	attr := bpfProgLoad{progType: bpfProgSchedCls, insnCnt: uint32(len(prog)),
+		insns: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, bpfCmdProgLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(code)
+	runtime.KeepAlive(license)
+	if errno != 0 {
+		return -1, fmt.Errorf("load classifier: %w", errno)
+	}
+	return int(fd), nil
+}
+
+// classify puts a program in the way of what comes in at a device. The same name again replaces it in one step.
+func (p *Plugger) classify(link netlink.Link, fd int, name string) error {
+	index := link.Attrs().Index
+	clsact := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	if err := p.h.QdiscAdd(clsact); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact to %s: %w", link.Attrs().Name, err)
+	}
+	f := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
+		Fd:          fd, Name: name, DirectAction: true,
+	}
+	if err := p.h.FilterReplace(f); err != nil {
+		return fmt.Errorf("add classifier to %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
