@@ -39,7 +39,7 @@ start_stock() {
         [ -z "${HTTP_DEBUG-}" ] || printf 'debug = true\ndefault_log_levels = keystoneauth=DEBUG,neutronclient=INFO,glanceclient=DEBUG,amqp=WARN,oslo.messaging=INFO,oslo_messaging=INFO,stevedore=INFO,urllib3=INFO\n'
         printf '[oslo_concurrency]\nlock_path = %s/lock\n' "$d"
     } >"$c"
-    start "fake-l2-$host" /usr/bin/python3 "$HERE/tools/fake_l2_agent.py" "$ETC" "$MECHANISM" "$host"
+    start "fake-l2-$host" "$PYTHON" "$HERE/tools/fake_l2_agent.py" "$ETC" "$MECHANISM" "$host"
     start "nova-compute-$host" nova-compute --config-file "$ETC/nova-compute.conf" --config-file "$c"
     [ -n "${NOWAIT-}" ] || mapped "$host" "nova-compute-$host"
     alive "fake-l2-$host"
@@ -60,7 +60,7 @@ case $action-$kind in
     kill9-novalet)   p=$(pid_of novalet) || die "novalet does not run"; kill -KILL "$p"; rm -f "$RUN"/novalet.{pid,start}; say "   killed novalet ($p)" ;;
     start-stock)     start_stock "${4-fake.FakeDriver}" ;;
     stop-stock)      stop "$name" 40; stop "fake-l2-$host" 5
-                     /usr/bin/python3 "$HERE/bootstrap.py" forget "$PASSWORD_FILE" "$host" || say "   Nova keeps the records of $host" ;;
+                     "$PYTHON" "$HERE/bootstrap.py" forget "$PASSWORD_FILE" "$host" || say "   Nova keeps the records of $host" ;;
     log-*)           say "== $LOG/$name.log"; tail -n "${LINES:-200}" "$LOG/$name.log" ;;
     *) usage ;;
 esac

@@ -7,6 +7,8 @@ set -u
 . "$(dirname "$0")/vars.sh"
 # shellcheck source=devstack/lib.sh
 . "$HERE/lib.sh"
+# shellcheck source=devstack/apis.sh
+. "$HERE/apis.sh"
 case ${1-} in ''|--wipe) ;; *) echo "usage: down.sh [--wipe]" >&2; exit 2 ;; esac
 need_root; lock
 if [ ! -e "$STATE/.novalet-cloud" ]; then
@@ -16,7 +18,7 @@ cd / || exit 1
 
 if [ "${1-}" = --wipe ] && running novalet && running nova-api && running neutron-server; then
     phase "delete servers"
-    timeout 120 /usr/bin/python3 "$HERE/bootstrap.py" empty "$PASSWORD_FILE" || say "   servers are left; the host is cleaned without Nova's help"
+    timeout 120 "$PYTHON" "$HERE/bootstrap.py" empty "$PASSWORD_FILE" || say "   servers are left; the host is cleaned without Nova's help"
 fi
 
 phase "stop services"
@@ -24,7 +26,7 @@ names() { local f; for f in "$RUN"/$1.pid; do [ -e "$f" ] && basename "$f" .pid;
 # shellcheck disable=SC2046
 stop_all 40 novalet $(names 'nova-compute-*') $(names 'fake-l2-*') horizon heat-api heat-engine
 stop_all 15 neutron-metadata-agent neutron-l3-agent neutron-dhcp-agent neutron-linuxbridge-agent neutron-openvswitch-agent neutron-ovn-metadata-agent
-stop_all 15 neutron-server nova-serialproxy nova-api nova-scheduler nova-conductor glance-api placement keystone
+stop_all 15 "${more_services[@]}" neutron-server nova-serialproxy nova-api nova-scheduler nova-conductor glance-api placement keystone
 # Helpers of Neutron's agents outlive them, some by design: known by their name and by our configuration.
 for p in /proc/[0-9]*; do
     case $(cat "$p/comm" 2>/dev/null) in privsep-helper|neutron-rootwra*|dnsmasq|haproxy|keepalived|radvd) ;; *) continue ;; esac

@@ -13,8 +13,11 @@ set -u
 key() {
     # The number changes with what create does.
     { echo 1; cat "$HERE/etc/my.cnf"
-      dpkg-query -W -f '${Package} ${Version}\n' mariadb-server 'keystone' glance-common nova-common placement-common neutron-common heat-common python3-oslo.db; } |
-        sha256sum | cut -c1-16
+      if [ -n "$VENV" ]; then
+          dpkg-query -W -f '${Package} ${Version}\n' mariadb-server; cat "$REQUIREMENTS"
+      else
+          dpkg-query -W -f '${Package} ${Version}\n' mariadb-server 'keystone' glance-common nova-common placement-common neutron-common heat-common python3-oslo.db
+      fi; } | sha256sum | cut -c1-16
 }
 KEPT=$CACHE/schemas-$RELEASE-$(key).tar.gz
 

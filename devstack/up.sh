@@ -6,6 +6,8 @@ set -u
 . "$(dirname "$0")/vars.sh"
 # shellcheck source=devstack/lib.sh
 . "$HERE/lib.sh"
+# shellcheck source=devstack/apis.sh
+. "$HERE/apis.sh"
 need_root; lock
 BEGAN=$SECONDS
 
@@ -17,6 +19,8 @@ fi
 if running neutron-server && [ "${SAVED_NET-$NET} ${SAVED_COMPUTE_HOST-$COMPUTE_HOST}" != "$NET $COMPUTE_HOST" ]; then
     die "the cloud runs with NET=$SAVED_NET COMPUTE_HOST=$SAVED_COMPUTE_HOST: run $HERE/down.sh first"
 fi
+# The data bases are those of one release.
+[ "${SAVED_RELEASE-$RELEASE}" = "$RELEASE" ] || die "$STATE holds a cloud of RELEASE=$SAVED_RELEASE: run $HERE/down.sh --wipe first, or name another STATE"
 mkdir -p "$STATE" && touch "$STATE/.novalet-cloud" || exit 1
 mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,horizon,keystone,nova/{instances,lock}} \
     "$STATE"/glance/{images,staging,tasks,cache,lock} "$STATE/$NEUTRON/lock" || exit 1
@@ -28,7 +32,7 @@ S
 [ -s "$PASSWORD_FILE" ] || (umask 077; head -c 18 /dev/urandom | base64 | tr '+/' 'Aa' >"$PASSWORD_FILE")
 PASSWORD=$(<"$PASSWORD_FILE")
 "$HERE/host.sh" save
-for f in "$HERE"/etc/* "$HERE/etc-$MECHANISM"/*; do
+for f in "$HERE"/etc/* "$HERE/etc-$MECHANISM"/* ${VENV:+"$HERE"/etc-venv/*}; do
     [ -f "$f" ] && render "$f" >"$ETC/${f##*/}"
 done
 install -D -m 755 "$HERE/tools/ebtables" "$STATE/bin/ebtables"
@@ -36,18 +40,18 @@ for u in admin demo demo2; do
     (umask 077; cat >"$STATE/openrc-$u") <<R
 export OS_AUTH_URL=http://127.0.0.1:5000/v3 OS_IDENTITY_API_VERSION=3 OS_REGION_NAME=RegionOne OS_INTERFACE=public
 export OS_USERNAME=$u OS_PASSWORD=$PASSWORD OS_PROJECT_NAME=$u OS_USER_DOMAIN_NAME=Default OS_PROJECT_DOMAIN_NAME=Default
-export OS_COMPUTE_API_VERSION=2.92 OS_PLACEMENT_API_VERSION=1.39 PATH=/usr/bin:/usr/sbin:/bin:/sbin:\$PATH PYTHONDONTWRITEBYTECODE=1
+export OS_COMPUTE_API_VERSION=2.92 OS_PLACEMENT_API_VERSION=1.39 PATH=${VENV:+$VENV/bin:}/usr/bin:/usr/sbin:/bin:/sbin:\$PATH PYTHONDONTWRITEBYTECODE=1
 R
 done
 
 phase "MariaDB, RabbitMQ, memcached"
 mv "$ETC/rabbitmq.conf" "$STATE/rabbitmq/"
-/usr/bin/python3 "$HERE/bootstrap.py" broker "$PASSWORD_FILE" >"$STATE/rabbitmq/definitions.json" || exit 1
+"$PYTHON" "$HERE/bootstrap.py" broker "$PASSWORD_FILE" >"$STATE/rabbitmq/definitions.json" || exit 1
 chown -R rabbitmq: "$STATE/rabbitmq"; chmod 700 "$STATE/rabbitmq"
 start epmd setpriv --reuid rabbitmq --regid rabbitmq --init-groups epmd -address 127.0.0.1 -port $EPMD_PORT
 start rabbitmq "$HERE/rabbit.sh" server
 start memcached /usr/bin/memcached -u memcache -l 127.0.0.1 -p 11211 -m 128
-once keystone-keys /usr/bin/python3 "$HERE/bootstrap.py" keys "$PASSWORD_FILE" "$STATE/keystone/fernet-keys" "$STATE/keystone/credential-keys" || exit 1
+once keystone-keys "$PYTHON" "$HERE/bootstrap.py" keys "$PASSWORD_FILE" "$STATE/keystone/fernet-keys" "$STATE/keystone/credential-keys" || exit 1
 "$HERE/schema.sh" restore || exit 1
 start mariadb /usr/sbin/mariadbd --defaults-file="$ETC/my.cnf"
 wait_tcp mariadb 3306
@@ -74,15 +78,14 @@ OS_BOOTSTRAP_PASSWORD=$PASSWORD once keystone-bootstrap keystone-manage --config
     --bootstrap-role-name admin --bootstrap-service-name keystone --bootstrap-region-id RegionOne \
     --bootstrap-admin-url http://127.0.0.1:5000/v3 --bootstrap-public-url http://127.0.0.1:5000/v3 \
     --bootstrap-internal-url http://127.0.0.1:5000/v3 || exit 1
-start keystone env OS_KEYSTONE_CONFIG_FILES=keystone.conf OS_KEYSTONE_CONFIG_DIR="$ETC" uwsgi --ini "$ETC/keystone-uwsgi.ini"
+api keystone
 wait_tcp rabbitmq 5672
 neutron=(--config-file "$ETC/neutron.conf" --config-file "$ETC/ml2_conf.ini")
-start neutron-server neutron-server "${neutron[@]}"
+api neutron
 wait_tcp keystone 5000
-once identity /usr/bin/python3 "$HERE/bootstrap.py" identity "$PASSWORD_FILE" & identity_pid=$!
-start placement env OS_PLACEMENT_CONFIG_DIR="$ETC" uwsgi --ini "$ETC/placement-uwsgi.ini"
-start glance-api glance-api --config-file "$ETC/glance-api.conf"
-for n in nova-api nova-serialproxy; do start $n $n --config-file "$ETC/nova.conf"; done
+once identity "$PYTHON" "$HERE/bootstrap.py" identity "$PASSWORD_FILE" & identity_pid=$!
+for n in placement glance nova; do api $n; done
+start nova-serialproxy nova-serialproxy --config-file "$ETC/nova.conf"
 # These two ask placement for its version as they start, so they need their account.
 join $identity_pid
 for n in nova-conductor nova-scheduler; do start $n $n --config-file "$ETC/nova.conf"; done
@@ -100,10 +103,11 @@ if [ "$MECHANISM" != ovn ]; then
     agent neutron-metadata-agent --config-file "$ETC/metadata_agent.ini"
 fi
 if [ "${WITH_HEAT:-1}" = 1 ]; then
-    for n in heat-engine heat-api; do start $n $n --config-file "$ETC/heat.conf"; done
+    start heat-engine heat-engine --config-file "$ETC/heat.conf"
+    api heat
 fi
 wait_tcp placement 8778; wait_tcp glance-api 9292; wait_tcp nova-api 8774 8775; wait_tcp nova-serialproxy 6083
-all=(epmd rabbitmq memcached mariadb keystone placement glance-api nova-conductor nova-scheduler nova-api nova-serialproxy neutron-server "${agents[@]}")
+all=(epmd rabbitmq memcached mariadb keystone placement glance-api nova-conductor nova-scheduler nova-api nova-serialproxy neutron-server "${more_services[@]}" "${agents[@]}")
 if [ "${WITH_HEAT:-1}" = 1 ]; then
     wait_tcp heat-api 8004
     all+=(heat-engine heat-api)
@@ -117,21 +121,21 @@ elif [ ! -x "$NOVALET_BIN" ]; then
 else
     compute=1; NOWAIT=1 "$HERE/compute.sh" start novalet || exit 1
 fi
-[ "${WITH_HORIZON:-1}" != 1 ] || NOWAIT=1 "$HERE/horizon.sh" start || exit 1
+[ "${WITH_HORIZON}" != 1 ] || NOWAIT=1 "$HERE/horizon.sh" start || exit 1
 
 phase "agents alive; flavors, images, networks"
-/usr/bin/python3 "$HERE/bootstrap.py" ready "$PASSWORD_FILE" "${agents[@]}" || { alive "${all[@]}"; exit 1; }
-once "resources-$MECHANISM" /usr/bin/python3 "$HERE/bootstrap.py" resources "$PASSWORD_FILE" || exit 1
+"$PYTHON" "$HERE/bootstrap.py" ready "$PASSWORD_FILE" "${agents[@]}" || { alive "${all[@]}"; exit 1; }
+once "resources-$MECHANISM" "$PYTHON" "$HERE/bootstrap.py" resources "$PASSWORD_FILE" || exit 1
 phase "compute service, dashboard"
 [ -z "$compute" ] || "$HERE/compute.sh" wait novalet || exit 1
-[ "${WITH_HORIZON:-1}" != 1 ] || "$HERE/horizon.sh" wait || exit 1
+[ "${WITH_HORIZON}" != 1 ] || "$HERE/horizon.sh" wait || exit 1
 alive "${all[@]}"
 phase ''
 cat <<S
 
 The cloud is up ($((SECONDS - BEGAN)) s): OpenStack $RELEASE, NET=$NET, compute host $COMPUTE_HOST.
   command line  . $STATE/openrc-demo     (also openrc-admin, openrc-demo2)
-  dashboard     http://127.0.0.1:8080/       demo, domain Default
+  dashboard     $([ "$WITH_HORIZON" = 1 ] && echo "http://127.0.0.1:8080/       demo, domain Default" || echo none)
   password      $PASSWORD_FILE     (every account of this cloud)
   logs          $LOG
   stop          $HERE/down.sh  (--wipe: without a trace)

@@ -19,15 +19,25 @@ if [ -r "$STATE/settings" ]; then
     # shellcheck source=/dev/null
     . "$STATE/settings"
 fi
+CACHE=${CACHE:-/var/cache/novalet/devstack}
 RELEASE=${RELEASE:-${SAVED_RELEASE:-zed}}
-NET=${NET:-${SAVED_NET:-linuxbridge}}               # linuxbridge | ovs | ovs-hybrid | ovn
+case $RELEASE in
+    zed)    VENV='' SHARE=/etc PYTHON=/usr/bin/python3 NETS='linuxbridge ovs ovs-hybrid ovn' ;;
+    # Neutron has no Linux bridge there.
+    2026.2) VENV=$CACHE/python-$RELEASE SHARE=$VENV/etc PYTHON=$VENV/bin/python3 NETS='ovn ovs ovs-hybrid' ;;
+    *) echo "RELEASE=$RELEASE: supported are zed (the packages of Debian 12) and 2026.2 (those of PyPI)" >&2; exit 2 ;;
+esac
+[ -z "$VENV" ] || PATH=$VENV/bin:$PATH
+NET=${NET:-${SAVED_NET:-${NETS%% *}}}
 COMPUTE_HOST=${COMPUTE_HOST:-${SAVED_COMPUTE_HOST:-novalet1}}
+# The dashboard comes with Debian's packages only.
+WITH_HORIZON=${WITH_HORIZON:-$([ -n "$VENV" ] && echo 0 || echo 1)}
 CTL_HOST=${CTL_HOST:-controller}
 NOVALET_BIN=${NOVALET_BIN:-$HERE/../bin/novalet}
-CACHE=${CACHE:-/var/cache/novalet/devstack}
 # Python's programs look through every installed package for their plug-ins, or here: half a second of each start.
 export XDG_CACHE_HOME=$CACHE
 
+REQUIREMENTS=$HERE/requirements-$RELEASE.txt         # of the virtual environment
 RUN=$STATE/run LOG=$STATE/log ETC=$STATE/etc
 PASSWORD_FILE=$ETC/password
 MYSQL_SOCK=$STATE/mysql/mysqld.sock
@@ -42,10 +52,12 @@ case $NET in
     ovs)         MECHANISM=ovs OVS_FIREWALL=openvswitch ;;
     ovs-hybrid)  MECHANISM=ovs OVS_FIREWALL=iptables_hybrid ;;
     ovn)         MECHANISM=ovn L3_PLUGIN=ovn-router ;;
-    *) echo "NET=$NET: supported are linuxbridge, ovs, ovs-hybrid and ovn" >&2; exit 2 ;;
+    *) MECHANISM= ;;
 esac
-if [ "$RELEASE" != zed ]; then
-    echo "RELEASE=$RELEASE: supported is zed (the packages of Debian 12)" >&2; exit 2
-fi
+[[ -n $MECHANISM && " $NETS " == *" $NET "* ]] || { echo "NET=$NET: supported with RELEASE=$RELEASE are $NETS" >&2; exit 2; }
+# Neutron's agents run as root: rootwrap would filter nothing and costs a Python process per agent.
+ROOT_HELPER=sudo
+# sudo takes a path of its own, without the virtual environment.
+[ -z "$VENV" ] || ROOT_HELPER="sudo env PATH=$PATH"
 # Each mechanism has a database and a state folder of its own: networks keep the type they were made with.
 NEUTRON=neutron_$MECHANISM

@@ -179,6 +179,20 @@ mend_cloud() {
 step_cloud_tests() {
     MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest cloud.log -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
 }
+# The life of a server on a cloud of the newest release, which is brought up for it and taken down.
+RELEASE_TESTS='^(TestRelease|TestFirstServer|TestRegistration|TestDisable|TestLifecycle|TestNetwork|TestMachine|TestSnapshot|TestRebuild|TestRescue|TestAttachInterface|TestShelve|TestHeat|TestKill.*)$'
+step_release() {
+    local rc=0
+    export RELEASE=${RELEASE:-2026.2} WITH_HORIZON=0
+    export NET=${NET:-ovn}
+    if step_cloud; then
+        CLOUD_RUN=${CLOUD_RUN:-$RELEASE_TESTS} CLOUD_TIMEOUT=40m step_cloud_tests || rc=1
+    else
+        rc=1
+    fi
+    [ -z "$cloud_up" ] || step_cloud_down || rc=1
+    return $rc
+}
 # Tempest names its tests in STATE/tempest: those that failed, or failed once only.
 step_tempest_smoke() {
     local log=$out/tempest.log rc p f s
@@ -280,6 +294,7 @@ for s in "$@"; do
         cloud-tests) step cloud-tests 17 ;;
         tempest-smoke) step tempest-smoke 12 ;;
         cloud-down) step cloud-down 2 ;;
+        release) step build 2 && step release 45 ;;
         vm) step build 2 && step vm 10 ;;
         packages|packages-demo) "step_${s//-/_}" || exit 1; exit 0 ;;
         *) echo "run.sh: no step $s" >&2; exit 2 ;;
