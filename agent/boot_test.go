@@ -127,21 +127,9 @@ func TestIntermediateStates(t *testing.T) {
 	}
 	for nth := 1; nth <= len(want); nth++ {
 		op := l.server()
-		reached := make(chan struct{})
-		n := 0
-		agent, faults := l.agent, l.h.Faults
-		faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-			if name == "Conductor.SaveInstance" && p == fake.After {
-				if n++; n == nth {
-					agent.store.frozen.Store(true)
-					faults.Kill()
-					close(reached)
-				}
-			}
-		})
+		dead := l.killAt("Conductor.SaveInstance", fake.After, nth)
 		l.submit(op)
-		<-reached
-		l.crash()
+		dead()
 		l.open()
 		l.awaitAfterCrash(op.Instance.UUID, novalet.VMActive)
 		l.checkRunning(op.Instance.UUID)

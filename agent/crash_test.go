@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -93,24 +92,9 @@ func (c *crashCase) calls(t *testing.T) []string {
 
 func (c *crashCase) crashAt(t *testing.T, call string, phase fake.Phase) {
 	l, uuid := c.setUp(t)
-	reached := make(chan struct{})
-	hit := false
-	agent, faults := l.agent, l.h.Faults
-	faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-		if name == call && p == phase && !hit {
-			hit = true
-			agent.store.frozen.Store(true)
-			faults.Kill()
-			close(reached)
-		}
-	})
+	dead := l.killAt(call, phase, 1)
 	l.cast(uuid, c.op.method, c.op.task, c.op.args)
-	select {
-	case <-reached:
-	case <-t.Context().Done():
-		t.Fatal("the call was never made")
-	}
-	l.crash()
+	dead()
 	l.open()
 	l.awaitAfterCrash(uuid, c.op.vm)
 	if l.world.Row(uuid).PowerState != c.op.power || l.world.State(uuid) != c.op.state {

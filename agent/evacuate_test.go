@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -118,21 +117,9 @@ func TestEvacuateHereAfterCrash(t *testing.T) {
 				l := newLab(t)
 				op := l.stranded(novalet.VMActive)
 				uuid := op.Instance.UUID
-				reached := make(chan struct{})
-				n := 0
-				agent, faults := l.agent, l.h.Faults
-				faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-					if name == step && p == phase {
-						if n++; n == 1 {
-							agent.store.frozen.Store(true)
-							faults.Kill()
-							close(reached)
-						}
-					}
-				})
+				dead := l.killAt(step, phase, 1)
 				l.submit(op)
-				<-reached
-				l.crash()
+				dead()
 				l.open()
 				l.awaitAfterCrash(uuid, novalet.VMActive)
 				l.checkRunning(uuid)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/novalet/novalet"
@@ -113,21 +112,9 @@ func TestCrashAtEachStep(t *testing.T) {
 						op.Args.Build.RequestedNetworks = []novalet.NetworkRequest{{PortID: "user-port"}}
 					})
 					uuid := op.Instance.UUID
-					reached := make(chan struct{})
-					n := 0
-					agent, faults := l.agent, l.h.Faults
-					faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-						if name == step && p == phase {
-							if n++; n == nth {
-								agent.store.frozen.Store(true)
-								faults.Kill()
-								close(reached)
-							}
-						}
-					})
+					dead := l.killAt(step, phase, nth)
 					l.submit(op)
-					<-reached
-					l.crash()
+					dead()
 					l.open()
 					l.awaitAfterCrash(uuid, novalet.VMActive)
 					l.checkRunning(uuid)
@@ -202,22 +189,10 @@ func TestCrashDuringUndo(t *testing.T) {
 				l := newLab(t)
 				op := l.server()
 				uuid := op.Instance.UUID
-				reached := make(chan struct{})
-				n := 0
-				agent, faults := l.agent, l.h.Faults
-				faults.Fail("Runtime.Start", novalet.ErrAbort, -1)
-				faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-					if name == step && p == phase {
-						if n++; n == 1 {
-							agent.store.frozen.Store(true)
-							faults.Kill()
-							close(reached)
-						}
-					}
-				})
+				l.h.Faults.Fail("Runtime.Start", novalet.ErrAbort, -1)
+				dead := l.killAt(step, phase, 1)
 				l.submit(op)
-				<-reached
-				l.crash()
+				dead()
 				l.open()
 				l.awaitAfterCrash(uuid, novalet.VMError)
 				l.checkNothingLeft(uuid)
@@ -251,22 +226,10 @@ func TestCrashDuringReschedule(t *testing.T) {
 			l := newLab(t)
 			op := l.server(func(op *novalet.Operation) { op.Args.Build.MayReschedule = true })
 			uuid := op.Instance.UUID
-			reached := make(chan struct{})
-			var once sync.Once
-			agent, faults := l.agent, l.h.Faults
-			faults.Fail("Runtime.Start", novalet.ErrReschedule, -1)
-			faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-				if name == c.step && p == c.phase {
-					once.Do(func() {
-						agent.store.frozen.Store(true)
-						faults.Kill()
-						close(reached)
-					})
-				}
-			})
+			l.h.Faults.Fail("Runtime.Start", novalet.ErrReschedule, -1)
+			dead := l.killAt(c.step, c.phase, 1)
 			l.submit(op)
-			<-reached
-			l.crash()
+			dead()
 			l.world.Allocate(uuid) // of the next host
 			if c.taken {
 				l.world.SetRow(uuid, func(r *fake.Row) { r.TaskState = novalet.TaskNetworking })
@@ -341,21 +304,9 @@ func TestDeleteIsFinished(t *testing.T) {
 			t.Run(fmt.Sprintf("crash/%s/%s", step, phase), func(t *testing.T) {
 				l := newLab(t)
 				uuid := l.boot()
-				reached := make(chan struct{})
-				n := 0
-				agent, faults := l.agent, l.h.Faults
-				faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-					if name == step && p == phase {
-						if n++; n == 1 {
-							agent.store.frozen.Store(true)
-							faults.Kill()
-							close(reached)
-						}
-					}
-				})
+				dead := l.killAt(step, phase, 1)
 				l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
-				<-reached
-				l.crash()
+				dead()
 				l.open()
 				l.awaitGone(uuid)
 				l.checkNothingLeft(uuid)

@@ -97,6 +97,30 @@ func (l *lab) crash() {
 	l.close()
 }
 
+// killAt has the agent die at the nth time that a step is before or after its effect. The function it returns waits for that
+// and has nothing more of this agent happen.
+func (l *lab) killAt(step string, phase fake.Phase, nth int) (dead func()) {
+	reached := make(chan struct{})
+	var n atomic.Int64
+	agent, faults := l.agent, l.h.Faults
+	faults.Hook(func(_ context.Context, name string, p fake.Phase) {
+		if name == step && p == phase && n.Add(1) == int64(nth) {
+			agent.store.frozen.Store(true)
+			faults.Kill()
+			close(reached)
+		}
+	})
+	return func() {
+		l.t.Helper()
+		select {
+		case <-reached:
+		case <-l.t.Context().Done():
+			l.t.Fatalf("%s was never reached", step)
+		}
+		l.crash()
+	}
+}
+
 // testLogger is silent unless NOVALET_TEST_LOG=1.
 func testLogger() *slog.Logger {
 	if os.Getenv("NOVALET_TEST_LOG") != "1" {

@@ -59,18 +59,9 @@ func TestFixedIPs(t *testing.T) {
 func TestFixedIPOnce(t *testing.T) {
 	l := newLab(t)
 	uuid := l.boot()
-	reached := make(chan struct{})
-	agent, faults := l.agent, l.h.Faults
-	faults.Hook(func(_ context.Context, name string, p fake.Phase) {
-		if name == "NetworkAPI.AddAddress" && p == fake.After {
-			agent.store.frozen.Store(true)
-			faults.Kill()
-			close(reached)
-		}
-	})
+	dead := l.killAt("NetworkAPI.AddAddress", fake.After, 1)
 	l.cast(uuid, novalet.MethodAddFixedIP, novalet.TaskNone, novalet.OperationArgs{NetworkID: "net"})
-	<-reached
-	l.crash()
+	dead()
 	l.open()
 	eventually(t, "Nova shows both addresses", func() bool {
 		shown, _ := l.addresses(uuid)

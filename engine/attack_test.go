@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -407,22 +408,7 @@ func TestAttackHangingFileSystem(t *testing.T) {
 	te := newEngine(t)
 	te.run("m", novalet.Limits{}, machineOf(attacker(t)))
 	te.run("other", novalet.Limits{}, app(busybox(t), "sleep 1000"))
-	ctx, cancel := context.WithCancel(te.ctx())
-	defer cancel()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer w.Close()
-		_, _ = te.Exec(ctx, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"attack", "fuse", "/etc"}}, Stdout: w})
-	})
-	buf := make([]byte, 256)
-	if n, err := r.Read(buf); err != nil || !strings.HasPrefix(string(buf[:n]), "hanging") {
-		t.Skipf("this host lets no instance mount a fuse: %q %v", buf[:n], err)
-	}
+	end := te.hang("fuse", "/etc")
 	short, done := context.WithTimeout(te.ctx(), time.Second)
 	defer done()
 	if _, err := te.Exec(short, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"true"}}}); err == nil {
@@ -437,8 +423,38 @@ func TestAttackHangingFileSystem(t *testing.T) {
 	if err := te.Stop(te.ctx(), "m", novalet.StopOptions{}); err != nil {
 		t.Error(err)
 	}
-	cancel()
-	wg.Wait()
+	end()
+}
+
+// hang has "m" mount a file system that never answers, by one of the attacks, and goes on when it is there. The function it
+// returns waits for the end of the attack and tells all that it said.
+func (te *testEngine) hang(attack ...string) (end func() string) {
+	te.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		te.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(te.ctx())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer w.Close()
+		_, _ = te.Exec(ctx, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: append([]string{"attack"}, attack...)}, Stdout: w})
+	})
+	te.t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		r.Close()
+	})
+	said := make([]byte, 256)
+	n, err := r.Read(said)
+	if err != nil || !strings.HasPrefix(string(said[:n]), "hanging") {
+		te.t.Skipf("this host lets no instance mount a fuse: %q %v", said[:n], err)
+	}
+	return func() string {
+		wg.Wait()
+		rest, _ := io.ReadAll(r)
+		return string(said[:n]) + string(rest)
+	}
 }
 
 // TestAttackFileMode: the host's own files are not readable by any instance's ids, nor by other users.

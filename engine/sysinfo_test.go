@@ -1,11 +1,7 @@
 package engine
 
 import (
-	"context"
-	"io"
-	"os"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/novalet/novalet"
@@ -85,25 +81,7 @@ func TestAttackHangingAnswer(t *testing.T) {
 	layers := attacker(t)
 	te.run("m", novalet.Limits{}, machineOf(layers))
 	te.run("other", novalet.Limits{MemoryBytes: 64 << 20}, app(layers, "sleep 1000"))
-	ctx, cancel := context.WithCancel(te.ctx())
-	defer cancel()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer w.Close()
-		_, _ = te.Exec(ctx, "m", &novalet.ExecSpec{Process: novalet.ProcessSpec{Args: []string{"attack", "hang", "/tmp"}}, Stdout: w})
-	})
-	buf := make([]byte, 256)
-	n, err := r.Read(buf)
-	if err != nil || !strings.HasPrefix(string(buf[:n]), "hanging") {
-		cancel()
-		wg.Wait()
-		t.Skipf("this host lets no instance mount a fuse: %q %v", buf[:n], err)
-	}
+	end := te.hang("hang", "/tmp")
 	for range 20 {
 		if out, _ := te.sh("other", "free -k | awk '/^Mem/{print $2}'"); strings.TrimSpace(out) != "65536" {
 			t.Fatalf("the neighbour: %q", out)
@@ -115,9 +93,7 @@ func TestAttackHangingAnswer(t *testing.T) {
 	if err := te.Stop(te.ctx(), "m", novalet.StopOptions{}); err != nil {
 		t.Error(err)
 	}
-	wg.Wait()
-	rest, _ := io.ReadAll(r)
-	if out := string(buf[:n]) + string(rest); strings.Contains(out, "answered") && !strings.Contains(out, "answered bad address") {
+	if out := end(); strings.Contains(out, "answered") && !strings.Contains(out, "answered bad address") {
 		t.Errorf("the file system gave nothing, and the answer is there: %q", out)
 	}
 }

@@ -101,6 +101,15 @@ func (r *root) put(path string, mode uint32, fstype, options string, attrs int) 
 	if err != nil {
 		return -1, err
 	}
+	fd, err := attachNew(at, fstype, options, attrs)
+	if err != nil {
+		return -1, fmt.Errorf("/%s: %w", path, err)
+	}
+	return fd, nil
+}
+
+// attachNew makes a file system and attaches it at a directory, which it closes.
+func attachNew(at int, fstype, options string, attrs int) (int, error) {
 	defer unix.Close(at)
 	fd, err := mnt.New(fstype, options, attrs)
 	if err != nil {
@@ -108,7 +117,7 @@ func (r *root) put(path string, mode uint32, fstype, options string, attrs int) 
 	}
 	if err := mnt.Attach(fd, at); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("/%s: %w", path, err)
+		return -1, err
 	}
 	return fd, nil
 }
@@ -211,13 +220,8 @@ func (r *root) putAt(dir int, name, fstype, options string, attrs int) (int, err
 	if err != nil {
 		return -1, err
 	}
-	defer unix.Close(at)
-	fd, err := mnt.New(fstype, options, attrs)
+	fd, err := attachNew(at, fstype, options, attrs)
 	if err != nil {
-		return -1, err
-	}
-	if err := mnt.Attach(fd, at); err != nil {
-		unix.Close(fd)
 		return -1, fmt.Errorf("%s: %w", name, err)
 	}
 	return fd, nil
