@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ import (
 	"github.com/novalet/novalet/agent"
 	"github.com/novalet/novalet/engine"
 	"github.com/novalet/novalet/glancebridge"
+	"github.com/novalet/novalet/internal/footprint"
 	"github.com/novalet/novalet/internal/httpapi"
 	"github.com/novalet/novalet/internal/keystone"
 	"github.com/novalet/novalet/network"
@@ -303,8 +305,14 @@ func (h *host) run(ctx context.Context) error {
 		defer close(done)
 		h.agent.Run(ctx)
 	}()
+	trimmed := make(chan struct{})
+	go func() {
+		defer close(trimmed)
+		h.logged("keep the resident memory small", footprint.Keep(ctx, 10*time.Second, 5*time.Minute))
+	}()
 	<-ctx.Done()
 	<-done
+	<-trimmed
 	h.log.Info("ending; instances go on")
 	return nil
 }

@@ -3,4 +3,4 @@
 package shim
 
 // embedded is empty: the engine is told where the program is.
-var embedded []byte
+var embedded string

@@ -4,11 +4,11 @@
 package shim
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +26,7 @@ func Open(path string) (*os.File, error) {
 		defer f.Close()
 		src = f
 	case len(embedded) > 0:
-		src = bytes.NewReader(embedded)
+		src = strings.NewReader(embedded)
 	default:
 		return nil, errors.New("open shim: this binary was built without it (make build sets the tag shim); name one with the option shim_path")
 	}
