@@ -208,14 +208,14 @@ func (s *Store) unpack(ctx context.Context, src source, gaps []layer.IndexedLaye
 		return nil, nil, derr
 	}
 	if format.IsDisk() {
-		// A disk is read at random: it has to lie somewhere whole. It is verified before anyone looks into it.
-		if _, err := copySparse(spool, br); err != nil {
-			return nil, nil, diskError(glanceFault(rec.ID, err))
+		q.Spooled, q.Size = true, rec.Size
+		if rec.Size <= 0 {
+			// Where the disk ends is known at its end.
+			if q.Size, err = copySparse(spool, br, nil); err != nil {
+				return nil, nil, diskError(glanceFault(rec.ID, err))
+			}
+			in = nil
 		}
-		if _, err := spool.Seek(0, io.SeekStart); err != nil {
-			return nil, nil, err
-		}
-		q.Seekable, in = true, nil
 	}
 	layers := filepath.Join(work, "layers")
 	if err := os.Mkdir(layers, 0o755); err != nil {
@@ -272,6 +272,8 @@ func (s *Store) verdict(out *helperResult, rec *ImageRecord, src source, f *flig
 	switch {
 	case ended != nil && ended != io.EOF && !out.stopped:
 		return glanceFault(rec.ID, ended)
+	case out.spool != nil:
+		return diskError(out.spool)
 	case a.Full || p.Full:
 		return diskError(unix.ENOSPC)
 	case a.TooLarge && f.maxBytes > 0 && limit == f.maxBytes:

@@ -19,7 +19,7 @@ const HelperCommand = "image-helper"
 
 // The descriptors of the helpers, in the order of exec.Cmd.ExtraFiles.
 const (
-	fdIn     = 3 // parse: the image; apply: the entry stream
+	fdIn     = 3 // parse: the image, or notes on how much of it is in the spool; apply: the entry stream
 	fdOut    = 4 // parse: the entry stream; apply: the folder to write to
 	fdReport = 5 // the result, as JSON
 	fdSpool  = 6 // parse: an unlinked file
@@ -35,8 +35,9 @@ type parseRequest struct {
 	Partition  int          `json:"partition,omitempty"`
 	Limits     layer.Limits `json:"limits"`
 	Known      []string     `json:"known,omitempty"`
-	Seekable   bool         `json:"seekable,omitempty"` // the image is a file
 	DiskFormat string       `json:"disk_format,omitempty"`
+	// Spooled: the image of Size bytes is, or will be, in the spool.
+	Spooled bool `json:"spooled,omitempty"`
 	// Index asks for the layers' places alone; the image of Size bytes is then read by asking for its parts.
 	Index bool  `json:"index,omitempty"`
 	Size  int64 `json:"size,omitempty"`
@@ -96,7 +97,7 @@ func parseMain(arg string, report *os.File) error {
 	if err := json.Unmarshal([]byte(arg), &q); err != nil {
 		return err
 	}
-	in, out, spool := os.NewFile(fdIn, "image"), os.NewFile(fdOut, "entries"), os.NewFile(fdSpool, "spool")
+	in, out, spool := pipeEnd(fdIn, "image"), pipeEnd(fdOut, "entries"), os.NewFile(fdSpool, "spool")
 	if err := confine.Apply(confine.Parser()); err != nil {
 		return writeReport(report, &layer.Result{Error: "confine the parser: " + err.Error()})
 	}
@@ -111,12 +112,19 @@ func applyMain(arg string, report *os.File) error {
 	if err := json.Unmarshal([]byte(arg), &q); err != nil {
 		return err
 	}
-	in, dir := os.NewFile(fdIn, "entries"), os.NewFile(fdOut, "layers")
+	in, dir := pipeEnd(fdIn, "entries"), os.NewFile(fdOut, "layers")
 	unix.Umask(0)
 	if err := confine.Apply(confine.Applier(int(dir.Fd()))); err != nil {
 		return writeReport(report, &layer.ApplyResult{Error: "confine the applier: " + err.Error()})
 	}
-	return writeReport(report, apply(in, dir, &q))
+	return writeReport(report, apply(in, dir, &q, true))
+}
+
+// pipeEnd opens an end of a pipe, or a file in the place of one. Waiting in the runtime's poller costs less than in the
+// kernel, from where a processor has to be taken away.
+func pipeEnd(fd int, name string) *os.File {
+	_ = unix.SetNonblock(fd, true)
+	return os.NewFile(uintptr(fd), name)
 }
 
 func writeReport(w io.WriteCloser, v any) error {
@@ -159,9 +167,10 @@ func failed(err error) *layer.Result {
 	return res
 }
 
-// apply writes a stream of entries below dir.
-func apply(in io.Reader, dir *os.File, q *applyRequest) (res *layer.ApplyResult) {
-	res, err := layer.Apply(dir, layer.NewDecoder(in), layer.ApplyOptions{Limits: q.Limits, Owners: q.Owners, MaxID: q.MaxID})
+// apply writes a stream of entries below dir. exactModes says that the umask is 0.
+func apply(in io.Reader, dir *os.File, q *applyRequest, exactModes bool) (res *layer.ApplyResult) {
+	res, err := layer.Apply(dir, layer.NewDecoder(in), layer.ApplyOptions{Limits: q.Limits, Owners: q.Owners, MaxID: q.MaxID,
+		ExactModes: exactModes})
 	if err == nil {
 		return res
 	}

@@ -2,19 +2,12 @@ package glancebridge
 
 import (
 	"bufio"
-	"fmt"
 	"io"
 	"os"
 	"sync/atomic"
 
 	"github.com/novalet/novalet/glancebridge/layer"
 )
-
-// spoolFile is a file for what cannot be read as a stream.
-type spoolFile interface {
-	io.ReadWriteSeeker
-	io.ReaderAt
-}
 
 var _ spoolFile = (*os.File)(nil)
 
@@ -33,6 +26,9 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 	if len(q.Trusted) > 0 {
 		o.Trusted = q.Trusted
 		in = &gapReader{r: in, gaps: q.Trusted}
+	}
+	if q.Spooled {
+		in = io.NewSectionReader(&spooled{spool: spool, notes: in, size: q.Size}, 0, q.Size)
 	}
 	count := &countReader{r: in}
 	br := bufio.NewReaderSize(count, 256<<10)
@@ -80,7 +76,7 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 			_, err = io.Copy(io.Discard, count)
 			return res, err
 		case format.IsDisk():
-			r, size, err := randomAccess(in, br, spool, q.Seekable && depth == 0)
+			r, size, err := randomAccess(in, br, spool, depth == 0)
 			if err != nil {
 				return nil, err
 			}
@@ -89,7 +85,7 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 				return nil, err
 			}
 			res.Format += suffix
-			if !q.Seekable {
+			if !q.Spooled {
 				_, err = io.Copy(io.Discard, count)
 			}
 			return res, err
@@ -100,15 +96,15 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 	}
 }
 
-// randomAccess gives a disk as something that can be read anywhere, by way of the spool unless it is a file.
-func randomAccess(in io.Reader, br *bufio.Reader, spool spoolFile, isFile bool) (io.ReaderAt, int64, error) {
-	if f, ok := in.(spoolFile); ok && isFile {
-		size, err := f.Seek(0, io.SeekEnd)
-		return f, size, err
+// randomAccess gives a disk as something that can be read anywhere, by way of the spool unless it is the image itself, which
+// lies there already.
+func randomAccess(in io.Reader, br *bufio.Reader, spool spoolFile, itself bool) (io.ReaderAt, int64, error) {
+	if s, ok := in.(*io.SectionReader); ok && itself {
+		return s, s.Size(), nil
 	}
-	size, err := copySparse(spool, br)
+	size, err := copySparse(spool, br, nil)
 	if err != nil {
-		return nil, 0, fmt.Errorf("spool disk: %w", err)
+		return nil, 0, err
 	}
 	return spool, size, nil
 }

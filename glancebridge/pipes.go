@@ -16,8 +16,9 @@ func (o *openFiles) pipe(size int) (r, w *os.File, err error) {
 		return nil, nil, fmt.Errorf("make pipe: %w", err)
 	}
 	*o = append(*o, r, w)
-	if size > 0 {
-		_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, size)
+	// File.Fd would make the end block in the kernel, which costs the Go runtime more than waiting in its poller.
+	if c, err := w.SyscallConn(); err == nil && size > 0 {
+		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size) })
 	}
 	return r, w, nil
 }

@@ -22,10 +22,21 @@ type helperResult struct {
 	apply *layer.ApplyResult
 	// stopped: the parser read no further, so that the feeding ended before the download did.
 	stopped bool
+	// spool is why a disk could not be written to the spool.
+	spool error
 }
 
 // pipeSize is what is asked for each pipe in bytes: the default of 64 KiB costs a switch of process for each.
 const pipeSize = 1 << 20
+
+// feed gives an image to the parser: all of it, or notes while it goes to the spool.
+func feed(w io.Writer, in io.Reader, spool *os.File, q *parseRequest, parsed func() bool) error {
+	if q.Spooled {
+		return feedDisk(w, spool, in, q.Size, parsed)
+	}
+	_, err := io.CopyBuffer(onlyWriter{w}, in, make([]byte, 256<<10))
+	return err
+}
 
 // runInside runs the helpers as goroutines.
 func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq *applyRequest) (out helperResult, err error) {
@@ -34,20 +45,28 @@ func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq 
 		return out, err
 	}
 	defer dir.Close()
-	if in == nil {
-		in = spool
-	}
-	pr, pw := io.Pipe()
 	var wg sync.WaitGroup
+	pr, pw := io.Pipe()
 	wg.Go(func() {
-		out.apply = apply(pr, dir, aq)
+		out.apply = apply(pr, dir, aq, false)
 		// The parser must not wait for a reader that has gone.
 		_, _ = io.Copy(io.Discard, pr)
 	})
-	out.parse = parse(in, pw, spool, q)
+	fr, fw := io.Pipe()
+	parsed := make(chan bool, 1)
+	wg.Go(func() {
+		err := feed(fw, in, spool, q, func() bool { return <-parsed })
+		fw.Close()
+		if q.Spooled && err != nil && !errors.Is(err, io.ErrClosedPipe) {
+			out.spool = err
+		}
+	})
+	out.parse = parse(fr, pw, spool, q)
+	parsed <- out.parse.OK()
+	fr.Close()
 	pw.Close()
 	wg.Wait()
-	out.stopped = out.parse.Refused != "" || out.parse.Error != ""
+	out.stopped = !out.parse.OK()
 	return out, nil
 }
 
@@ -55,11 +74,9 @@ func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq 
 func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, layers string, q *parseRequest, aq *applyRequest) (out helperResult, err error) {
 	var files openFiles
 	defer files.close()
-	image, feed := spool, (*os.File)(nil)
-	if in != nil {
-		if image, feed, err = files.pipe(pipeSize); err != nil {
-			return out, err
-		}
+	image, fed, err := files.pipe(pipeSize)
+	if err != nil {
+		return out, err
 	}
 	entriesR, entriesW, err := files.pipe(pipeSize)
 	if err != nil {
@@ -91,27 +108,29 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 		return out, errors.Join(err, ignoreExit(applier.Wait()))
 	}
 	// Each pipe must be held by its two ends alone, or nobody sees an end.
-	for _, f := range []*os.File{entriesR, entriesW, parseW, applyW} {
+	for _, f := range []*os.File{image, entriesR, entriesW, parseW, applyW} {
 		f.Close()
-	}
-	if in != nil {
-		image.Close()
 	}
 	var wg sync.WaitGroup
 	var feedErr, parseErr, parseExit, applyErr error
-	if feed != nil {
-		wg.Go(func() {
-			_, feedErr = io.CopyBuffer(onlyWriter{feed}, in, make([]byte, 256<<10))
-			feed.Close()
-		})
-	}
 	out.parse, out.apply = &layer.Result{}, &layer.ApplyResult{}
-	wg.Go(func() { parseErr = readReport(parseR, out.parse) })
+	parsed := make(chan bool, 1)
+	wg.Go(func() {
+		feedErr = feed(fed, in, spool, q, func() bool { return <-parsed })
+		fed.Close()
+	})
+	wg.Go(func() {
+		parseErr = readReport(parseR, out.parse)
+		parsed <- parseErr == nil && out.parse.OK()
+	})
 	wg.Go(func() { applyErr = readReport(applyR, out.apply) })
 	wg.Go(func() { parseExit = ignoreExit(parser.Wait()) })
 	applyExit := ignoreExit(applier.Wait())
 	wg.Wait()
-	out.stopped = feedErr != nil && errors.Is(feedErr, unix.EPIPE)
+	out.stopped = errors.Is(feedErr, unix.EPIPE)
+	if q.Spooled && !out.stopped {
+		out.spool = feedErr
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		return out, cause
 	}
@@ -138,7 +157,7 @@ func (s *Store) helper(ctx context.Context, name string, request any, files []*o
 	}
 	argv := append(append([]string{}, s.o.Helper...), name, string(arg))
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = []string{"GOTRACEBACK=none", "GOMAXPROCS=2"}
+	cmd.Env = []string{"GOTRACEBACK=none", "GOMAXPROCS=4"}
 	cmd.Dir = "/"
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = attr

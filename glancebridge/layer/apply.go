@@ -65,6 +65,8 @@ type ApplyOptions struct {
 	Limits Limits
 	// Owners keeps owners, capabilities and ACLs; without it everything belongs to the caller, for unprivileged tests.
 	Owners bool
+	// ExactModes: the process's umask is 0.
+	ExactModes bool
 	// MaxID is the first id that is not mapped, when Owners is set; entries beyond belong to nobody.
 	MaxID uint32
 }
@@ -176,7 +178,7 @@ func (a *applier) begin(dir *os.File, index int, flags uint64) error {
 	*a = applier{o: a.o, entriesLeft: a.entriesLeft, bytesLeft: a.bytesLeft, open: true, root: fd, rootIno: st.Ino, flags: flags,
 		out: Applied{Index: index}, opaqueSeen: map[string]bool{}, made: map[string]struct{}{}}
 	a.dirs = newDirCache(a)
-	a.w = newWriters()
+	a.w = newWriters(a.o.ExactModes)
 	return nil
 }
 
@@ -254,7 +256,7 @@ func (a *applier) setDirTime(t dirTime) error {
 			return err
 		}
 	}
-	if err := futimens(fd, t.ts[:]); err != nil {
+	if err := futimens(fd, &t.ts); err != nil {
 		return fmt.Errorf("set directory time: %w", err)
 	}
 	return nil
@@ -417,7 +419,7 @@ func (a *applier) dirMeta(fd int, name string, e *Entry, bare bool) error {
 		delete(early.Xattrs, aclDefault)
 	}
 	p := a.plan(&early)
-	if err := p.apply(fd); err != nil {
+	if err := p.apply(fd, false); err != nil {
 		return err
 	}
 	a.dirTimes = append(a.dirTimes, t)

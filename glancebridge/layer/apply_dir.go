@@ -2,7 +2,6 @@ package layer
 
 import (
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -244,17 +243,5 @@ func (a *applier) markOpaque(name string) error {
 	}
 	a.opaqueSeen[name] = true
 	a.out.Opaque = append(a.out.Opaque, name)
-	return nil
-}
-
-// futimens sets the times of an open file, also one opened with O_PATH.
-func futimens(fd int, ts []unix.Timespec) error {
-	// utimensat with a null path acts on the descriptor itself; O_PATH descriptors need AT_EMPTY_PATH (5.8).
-	empty := [1]byte{}
-	_, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])),
-		uintptr(unsafe.Pointer(&ts[0])), unix.AT_EMPTY_PATH, 0, 0)
-	if e != 0 {
-		return e
-	}
 	return nil
 }

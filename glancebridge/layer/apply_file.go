@@ -49,7 +49,7 @@ func (a *applier) regular(parent *dirFD, base, name string, e *Entry, d *Decoder
 			if err := a.spend(len(data)); err != nil {
 				return err
 			}
-			if err := pwriteAll(fd, data, off); err != nil {
+			if err := rawWrite(fd, data, off); err != nil {
 				return err
 			}
 			off += int64(len(data))
@@ -63,7 +63,7 @@ func (a *applier) regular(parent *dirFD, base, name string, e *Entry, d *Decoder
 			return fmt.Errorf("set size: %w", err)
 		}
 	}
-	return p.apply(fd)
+	return p.apply(fd, false)
 }
 
 // spend counts data that is written.
@@ -83,20 +83,6 @@ func (*TooLargeError) Error() string { return "the image unpacks to more than th
 
 func create(dirfd int, base string) (int, error) {
 	return unix.Openat(dirfd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-}
-
-func pwriteAll(fd int, b []byte, off int64) error {
-	for len(b) > 0 {
-		n, err := unix.Pwrite(fd, b, off)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		b, off = b[n:], off+int64(n)
-	}
-	return nil
 }
 
 // plan is what an open file or directory gets beside its content.
@@ -134,16 +120,18 @@ func (a *applier) plan(e *Entry) plan {
 	return p
 }
 
-// apply sets it. The order matters: a change of owner clears setuid and capabilities. The time of a directory waits
-// until the layer is whole.
-func (p *plan) apply(fd int) error {
+// apply sets it; made says that the file was made with the permission bits already. The order matters: a change of owner
+// clears setuid and capabilities. The time of a directory waits until the layer is whole.
+func (p *plan) apply(fd int, made bool) error {
 	if p.owner && (p.uid != 0 || p.gid != 0) {
 		if err := unix.Fchown(fd, p.uid, p.gid); err != nil {
 			return fmt.Errorf("set owner: %w", err)
 		}
 	}
-	if err := unix.Fchmod(fd, p.mode); err != nil {
-		return fmt.Errorf("set mode: %w", err)
+	if !made || p.mode&^0o777 != 0 {
+		if err := unix.Fchmod(fd, p.mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
 	}
 	for _, x := range p.xattrs {
 		if err := setXattr(fd, x[0], x[1]); err != nil {
@@ -153,7 +141,7 @@ func (p *plan) apply(fd int) error {
 	if p.dir {
 		return nil
 	}
-	if err := futimens(fd, p.times[:]); err != nil {
+	if err := futimens(fd, &p.times); err != nil {
 		return fmt.Errorf("set time: %w", err)
 	}
 	return nil

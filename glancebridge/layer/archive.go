@@ -63,6 +63,9 @@ type Result struct {
 	Full  bool   `json:"full,omitempty"`
 }
 
+// OK reports whether the image was read to a good end.
+func (r *Result) OK() bool { return r.Refused == "" && r.Error == "" }
+
 // ArchiveOptions say how an archive is read.
 type ArchiveOptions struct {
 	// Arch is the architecture to run on, in OCI's words.

@@ -62,7 +62,8 @@ var errFrame = errors.New("malformed entry stream")
 
 // Encoder writes a stream of layers. Not safe for concurrent use.
 type Encoder struct {
-	w   *bufio.Writer
+	out io.Writer
+	w   *bufio.Writer // to out
 	buf []byte
 	seg []byte
 	sum hash.Hash // nil unless the layer's own digest is wanted
@@ -70,7 +71,7 @@ type Encoder struct {
 
 // NewEncoder returns an encoder that writes to w.
 func NewEncoder(w io.Writer) *Encoder {
-	return &Encoder{w: bufio.NewWriterSize(w, 256<<10), seg: make([]byte, MaxChunk)}
+	return &Encoder{out: w, w: bufio.NewWriterSize(w, 256<<10), seg: make([]byte, MaxChunk)}
 }
 
 // Sum starts a digest over the entries that follow and returns the function that ends it: the name of a tree that
@@ -143,9 +144,19 @@ func (e *Encoder) segment(data []byte, zeros int64) error {
 	if e.sum != nil {
 		e.sum.Write(data)
 	}
-	_, err := e.w.Write(data)
+	if len(data) < directWrite {
+		_, err := e.w.Write(data)
+		return err
+	}
+	if err := e.w.Flush(); err != nil {
+		return err
+	}
+	_, err := e.out.Write(data)
 	return err
 }
+
+// directWrite is the content in bytes that is written from where it lies: to copy it costs more than a system call.
+const directWrite = 64 << 10
 
 func (e *Encoder) write(b []byte) error {
 	e.buf = b[:0]
@@ -248,12 +259,12 @@ type Frame struct {
 type Decoder struct {
 	r    *bufio.Reader
 	left int64 // content bytes of the current entry not yet given
-	tmp  []byte
+	used int   // bytes of r's buffer that were given last
 }
 
 // NewDecoder returns a decoder that reads from r.
 func NewDecoder(r io.Reader) *Decoder {
-	return &Decoder{r: bufio.NewReaderSize(r, 256<<10)}
+	return &Decoder{r: bufio.NewReaderSize(r, 4*MaxChunk)}
 }
 
 // Next reads the next frame that is no content. The content of the entry before must have been consumed.
@@ -261,9 +272,9 @@ func (d *Decoder) Next() (*Frame, error) {
 	if d.left != 0 {
 		return nil, fmt.Errorf("%w: content of the entry before was not read", errFrame)
 	}
-	k, err := d.r.ReadByte()
+	k, err := d.kind()
 	if err != nil {
-		return nil, unexpected(err)
+		return nil, err
 	}
 	switch k {
 	case frameLayer:
@@ -280,6 +291,17 @@ func (d *Decoder) Next() (*Frame, error) {
 		return &Frame{Kind: k}, nil
 	}
 	return nil, fmt.Errorf("%w: frame %#x", errFrame, k)
+}
+
+// kind reads the first byte of a frame.
+func (d *Decoder) kind() (byte, error) {
+	_, err := d.r.Discard(d.used)
+	d.used = 0
+	if err != nil {
+		return 0, unexpected(err)
+	}
+	k, err := d.r.ReadByte()
+	return k, unexpected(err)
 }
 
 func (d *Decoder) entry() (*Entry, error) {
@@ -364,9 +386,9 @@ func (d *Decoder) segment() (data []byte, zeros int64, err error) {
 	if d.left == 0 {
 		return nil, 0, nil
 	}
-	k, err := d.r.ReadByte()
+	k, err := d.kind()
 	if err != nil {
-		return nil, 0, unexpected(err)
+		return nil, 0, err
 	}
 	switch k {
 	case frameZero:
@@ -388,13 +410,12 @@ func (d *Decoder) segment() (data []byte, zeros int64, err error) {
 		if n == 0 {
 			return nil, 0, fmt.Errorf("%w: empty data frame", errFrame)
 		}
-		if cap(d.tmp) == 0 {
-			d.tmp = make([]byte, MaxChunk)
-		}
-		b := d.tmp[:n]
-		if _, err := io.ReadFull(d.r, b); err != nil {
+		// A piece fits the buffer, and is given where it lies there.
+		b, err := d.r.Peek(int(n))
+		if err != nil {
 			return nil, 0, unexpected(err)
 		}
+		d.used = len(b)
 		return b, 0, nil
 	}
 	return nil, 0, fmt.Errorf("%w: frame %#x inside content", errFrame, k)

@@ -10,21 +10,24 @@ import (
 )
 
 // writers creates small files on goroutines beside the one that reads the stream: making a file costs the file system
-// far more than reading its entry. All files of one directory go to one of them, in order.
+// far more than reading its entry. All files of one directory go to one of them, in order, and in batches: to wake
+// somebody for each file would cost as much as the file.
 //
 // What is under way is known by the directory's inode and the name, so that whatever touches the same name, by whatever
 // path, waits first.
 type writers struct {
-	queues [2]chan *writeJob
-	bufs   chan []byte
-	jobs   sync.WaitGroup // under way
-	ended  sync.WaitGroup // the goroutines
-	failed atomic.Bool
-	mu     sync.Mutex
-	err    error
+	queues     [2]chan *batch
+	free       chan *batch
+	jobs       sync.WaitGroup // batches under way
+	ended      sync.WaitGroup // the goroutines
+	failed     atomic.Bool
+	exactModes bool
+	mu         sync.Mutex
+	err        error
 
 	// Of the reading goroutine alone.
-	names   map[nameKey]struct{} // handed over since the last wait
+	open    [2]*batch            // not yet handed over
+	names   map[nameKey]struct{} // put since the last wait
 	retired []int                // directories to close at the next wait
 }
 
@@ -33,39 +36,53 @@ type nameKey struct {
 	base string
 }
 
-// writeJob is one file.
+// batch is some files for one of the goroutines. Their names and contents lie in data.
+type batch struct {
+	jobs []writeJob
+	data []byte
+}
+
+// writeJob is one file. base ends with a NUL byte.
 type writeJob struct {
 	dir  int
-	base string
 	full string
+	base []byte
 	data []byte
-	buf  []byte // to give back
 	plan plan
 }
 
 // The bounds of what is under way.
 const (
-	maxJobs    = 24
+	maxBatches = 6
+	maxJobs    = 32        // of a batch
+	batchBytes = 256 << 10 // of a batch; the largest file and its name fit
 	maxNames   = 8192
 	maxRetired = 128
 )
 
-func newWriters() *writers {
-	w := &writers{bufs: make(chan []byte, maxJobs), names: map[nameKey]struct{}{}}
-	for range maxJobs {
-		w.bufs <- nil
+// newWriters starts the goroutines. With exactModes the umask is known to be 0, so that a mode given to open(2) is the one
+// that the file gets.
+func newWriters(exactModes bool) *writers {
+	w := &writers{free: make(chan *batch, maxBatches), names: map[nameKey]struct{}{}, exactModes: exactModes}
+	for range maxBatches {
+		w.free <- nil
 	}
 	for i := range w.queues {
-		q := make(chan *writeJob, maxJobs)
+		q := make(chan *batch, maxBatches)
 		w.queues[i] = q
 		w.ended.Go(func() {
-			for j := range q {
-				if !w.failed.Load() {
-					if err := j.run(); err != nil {
+			for b := range q {
+				for i := range b.jobs {
+					if w.failed.Load() {
+						break
+					}
+					if err := b.jobs[i].run(w.exactModes); err != nil {
 						w.fail(err)
 					}
 				}
-				w.bufs <- j.buf
+				clear(b.jobs)
+				b.jobs, b.data = b.jobs[:0], b.data[:0]
+				w.free <- b
 				w.jobs.Done()
 			}
 		})
@@ -92,15 +109,33 @@ func (w *writers) put(parent *dirFD, base, full string, data []byte, p plan) err
 			return err
 		}
 	}
-	buf := <-w.bufs
-	if cap(buf) < len(data) {
-		buf = make([]byte, max(len(data), 16<<10))
+	q := parent.ino % uint64(len(w.queues))
+	if b := w.open[q]; b != nil && len(b.data)+len(base)+1+len(data) > cap(b.data) {
+		w.send(q)
 	}
-	j := &writeJob{dir: parent.fd, base: base, full: full, buf: buf, data: append(buf[:0], data...), plan: p}
+	b := w.open[q]
+	if b == nil {
+		if b = <-w.free; b == nil {
+			b = &batch{jobs: make([]writeJob, 0, maxJobs), data: make([]byte, 0, batchBytes)}
+		}
+		w.open[q] = b
+	}
+	at := len(b.data)
+	b.data = append(append(append(b.data, base...), 0), data...)
+	end := at + len(base) + 1
+	b.jobs = append(b.jobs, writeJob{dir: parent.fd, full: full, base: b.data[at:end], data: b.data[end:], plan: p})
 	w.names[nameKey{parent.ino, base}] = struct{}{}
-	w.jobs.Add(1)
-	w.queues[parent.ino%uint64(len(w.queues))] <- j
+	if len(b.jobs) == maxJobs {
+		w.send(q)
+	}
 	return nil
+}
+
+// send gives a batch to its goroutine.
+func (w *writers) send(q uint64) {
+	w.jobs.Add(1)
+	w.queues[q] <- w.open[q]
+	w.open[q] = nil
 }
 
 // settle waits if the name is under way.
@@ -111,8 +146,13 @@ func (w *writers) settle(parent *dirFD, base string) error {
 	return w.wait()
 }
 
-// wait returns when everything handed over so far is written.
+// wait returns when everything put so far is written.
 func (w *writers) wait() error {
+	for q, b := range w.open {
+		if b != nil {
+			w.send(uint64(q))
+		}
+	}
 	w.jobs.Wait()
 	clear(w.names)
 	for _, fd := range w.retired {
@@ -141,21 +181,21 @@ func (w *writers) close() {
 	w.ended.Wait()
 }
 
-func (j *writeJob) run() error {
-	fd, err := create(j.dir, j.base)
+func (j *writeJob) run(exactModes bool) error {
+	fd, err := rawCreate(j.dir, j.base, j.plan.mode)
 	if err == unix.EEXIST {
-		if err = removeAll(j.dir, j.base, 0); err == nil {
-			fd, err = create(j.dir, j.base)
+		if err = removeAll(j.dir, string(j.base[:len(j.base)-1]), 0); err == nil {
+			fd, err = rawCreate(j.dir, j.base, j.plan.mode)
 		}
 	}
 	if err != nil {
 		return nameError("write", j.full, err)
 	}
-	err = pwriteAll(fd, j.data, 0)
+	err = rawWrite(fd, j.data, 0)
 	if err == nil {
-		err = j.plan.apply(fd)
+		err = j.plan.apply(fd, exactModes)
 	}
-	unix.Close(fd)
+	rawClose(fd)
 	if err != nil {
 		return nameError("write", j.full, err)
 	}
