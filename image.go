@@ -78,6 +78,9 @@ type ImageRequest struct {
 	// image is of. MemoryMB is the flavor's memory, against the image's min_ram. 0 is no bound of the flavor's.
 	MaxBytes int64
 	MemoryMB int64
+	// TrustedCertificates are ids in the key manager that the user named with the server: the image has to be signed, by a
+	// certificate that leads to one of them.
+	TrustedCertificates []string
 }
 
 // SnapshotRequest asks for the upload of a running instance's root as an image that exists in Glance in status

@@ -235,7 +235,8 @@ func (b *boot) cpuSet() string {
 
 func (b *boot) imageRequest() *novalet.ImageRequest {
 	return &novalet.ImageRequest{Context: b.op.Context, InstanceUUID: b.in.uuid, ImageID: b.args.Image.ID,
-		Meta: b.args.Image, MaxBytes: b.inst.Flavor.RootGB << 30, MemoryMB: b.inst.Flavor.MemoryMB}
+		Meta: b.args.Image, MaxBytes: b.inst.Flavor.RootGB << 30, MemoryMB: b.inst.Flavor.MemoryMB,
+		TrustedCertificates: b.inst.TrustedCertificates}
 }
 
 // saveBuilding claims the row. Neutron's events reach us only once the row names this host, so nothing is bound before.

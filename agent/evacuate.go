@@ -96,7 +96,8 @@ func (a *Agent) evacuate(ctx context.Context, in *instance, op *novalet.Operatio
 	})
 	a.announce(in)
 	img, err := a.images.Prepare(ctx, &novalet.ImageRequest{Context: op.Context, InstanceUUID: in.uuid, ImageID: image,
-		Meta: novalet.ImageMeta{ID: image}, MaxBytes: op.Instance.Flavor.RootGB << 30, MemoryMB: op.Instance.Flavor.MemoryMB})
+		Meta: novalet.ImageMeta{ID: image}, MaxBytes: op.Instance.Flavor.RootGB << 30, MemoryMB: op.Instance.Flavor.MemoryMB,
+		TrustedCertificates: op.Instance.TrustedCertificates})
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)
 	}

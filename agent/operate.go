@@ -170,6 +170,9 @@ func (in *instance) adopt(op *novalet.Operation) {
 		if r.Instance.LaunchedAt == nil {
 			r.Instance.LaunchedAt = old.LaunchedAt
 		}
+		if r.Instance.TrustedCertificates == nil {
+			r.Instance.TrustedCertificates = old.TrustedCertificates
+		}
 	})
 }
 

@@ -32,7 +32,8 @@ func (a *Agent) rebuildInstance(ctx context.Context, in *instance, op *novalet.O
 		image = op.Instance.ImageRef
 	}
 	request := &novalet.ImageRequest{Context: op.Context, InstanceUUID: in.uuid, ImageID: image,
-		Meta: novalet.ImageMeta{ID: image}, MaxBytes: op.Instance.Flavor.RootGB << 30, MemoryMB: op.Instance.Flavor.MemoryMB}
+		Meta: novalet.ImageMeta{ID: image}, MaxBytes: op.Instance.Flavor.RootGB << 30, MemoryMB: op.Instance.Flavor.MemoryMB,
+		TrustedCertificates: op.Instance.TrustedCertificates}
 	img, err := a.images.Prepare(ctx, request)
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)

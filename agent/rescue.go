@@ -37,8 +37,12 @@ func (a *Agent) rescueInstance(ctx context.Context, in *instance, op *novalet.Op
 	if image == "" {
 		return notRescuable(novalet.Faultf(novalet.ErrAbort, "", "it has no image; name one"))
 	}
+	trusted, err := a.trustedCertificates(ctx, in)
+	if err != nil {
+		return notRescuable(err)
+	}
 	img, err := a.images.Prepare(ctx, &novalet.ImageRequest{Context: op.Context, InstanceUUID: rescueLease(in.uuid), ImageID: image,
-		Meta: novalet.ImageMeta{ID: image}})
+		Meta: novalet.ImageMeta{ID: image}, TrustedCertificates: trusted})
 	if err != nil {
 		return notRescuable(fmt.Errorf("prepare rescue image: %w", err))
 	}

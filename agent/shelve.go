@@ -150,7 +150,12 @@ func (a *Agent) unshelve(ctx context.Context, in *instance, op *novalet.Operatio
 	})
 	a.announce(in)
 	// No bounds of the flavor: the image's layers and what the instance wrote over them may come to more than its disk.
-	img, err := a.images.Prepare(ctx, &novalet.ImageRequest{Context: op.Context, InstanceUUID: in.uuid, ImageID: image, Meta: args.Image})
+	trusted, err := a.trustedCertificates(ctx, in)
+	if err != nil {
+		return err
+	}
+	img, err := a.images.Prepare(ctx, &novalet.ImageRequest{Context: op.Context, InstanceUUID: in.uuid, ImageID: image, Meta: args.Image,
+		TrustedCertificates: trusted})
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)
 	}

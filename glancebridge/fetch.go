@@ -52,13 +52,12 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	f.total.Store(rec.Size)
 	log.Info("fetching image", "name", rec.Name, "bytes", rec.Size)
 	var sig *signature
-	if s.o.Certificates != nil {
-		if sig, err = s.signature(ctx, rc, rec); err != nil {
+	if f.trust.signed {
+		if sig, err = s.signature(ctx, rc, rec, f.trust); err != nil {
 			return err
 		}
-	}
-	if p := s.partial(ctx, rc, rec, log); p != nil {
-		err := s.fetchFrom(ctx, f, p, p.gaps, rec, meta, log)
+	} else if p := s.partial(ctx, rc, rec, log); p != nil {
+		err := s.fetchFrom(ctx, f, p, p.gaps, nil, rec, meta, log)
 		p.Close()
 		if err == nil || context.Cause(ctx) != nil {
 			return err
@@ -69,11 +68,16 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	d := newDownload(ctx, s.o.Glance, rc, rec, s.o.IdleTimeout, s.o.Tries, s.o.RetryDelay, log.Warn)
 	d.sig = sig
 	defer d.Close()
-	return s.fetchFrom(ctx, f, d, nil, rec, meta, log)
+	var signer []byte
+	if sig != nil {
+		signer = sig.cert
+	}
+	return s.fetchFrom(ctx, f, d, nil, signer, rec, meta, log)
 }
 
-// fetchFrom unpacks and stores an image from a source that leaves out the layers in gaps.
-func (s *Store) fetchFrom(ctx context.Context, f *flight, src source, gaps []layer.IndexedLayer, rec *ImageRecord, meta novalet.ImageMeta, log *slog.Logger) error {
+// fetchFrom unpacks and stores an image from a source that leaves out the layers in gaps, or that checks a signature by the
+// certificate signer.
+func (s *Store) fetchFrom(ctx context.Context, f *flight, src source, gaps []layer.IndexedLayer, signer []byte, rec *ImageRecord, meta novalet.ImageMeta, log *slog.Logger) error {
 	start := time.Now()
 	work, err := os.MkdirTemp(s.path("ingest"), "")
 	if err != nil {
@@ -95,7 +99,7 @@ func (s *Store) fetchFrom(ctx context.Context, f *flight, src source, gaps []lay
 	for _, w := range res.Warnings {
 		log.Warn("image", "warning", w)
 	}
-	if err := s.publish(ctx, rec, res, applied, gaps, work); err != nil {
+	if err := s.publish(ctx, rec, res, applied, gaps, signer, work); err != nil {
 		return diskError(err)
 	}
 	log.Info("image ready", "format", res.Format, "layers", len(res.Order), "bytes", src.fetched(),

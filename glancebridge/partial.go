@@ -67,7 +67,7 @@ func (s *Store) partial(ctx context.Context, rc novalet.RequestContext, rec *Ima
 	Info(string, ...any)
 	Warn(string, ...any)
 }) *partial {
-	if s.o.WholeImages || s.o.Certificates != nil || rec.ContainerFormat != "docker" || rec.Size < minPartial || rc.AuthToken == "" || !s.maySpare(rec) {
+	if s.o.WholeImages || rec.ContainerFormat != "docker" || rec.Size < minPartial || rc.AuthToken == "" || !s.maySpare(rec) {
 		return nil
 	}
 	p := &partial{size: rec.Size}

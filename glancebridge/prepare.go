@@ -13,8 +13,9 @@ import (
 
 // flight is one fetch of an image that several callers may wait for.
 type flight struct {
-	id       string
+	id, key  string
 	name     string
+	trust    *trust
 	maxBytes int64 // the flavor's bound, 0 for none
 	done     chan struct{}
 	err      error // once done
@@ -41,8 +42,12 @@ func (s *Store) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet.
 	if err := fits(r, id, needs{minDiskGB: r.Meta.MinDiskGB, minRAMMB: r.Meta.MinRAMMB, bytes: r.Meta.Size}); err != nil {
 		return nil, err
 	}
+	t := s.trustOf(r.TrustedCertificates)
 	for {
-		img, f, err := s.lookup(ctx, r, id)
+		if err := s.vouch(ctx, r.Context, id, t); err != nil {
+			return nil, err
+		}
+		img, f, err := s.lookup(ctx, r, id, t)
 		if img != nil || err != nil {
 			return img, err
 		}
@@ -58,7 +63,7 @@ func (s *Store) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet.
 }
 
 // lookup gives the image if the store has it, leased; else the flight that fetches it, joined.
-func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string) (*novalet.Image, *flight, error) {
+func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string, t *trust) (*novalet.Image, *flight, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -67,27 +72,27 @@ func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string) 
 	if s.closed {
 		return nil, nil, errClosed
 	}
-	if rec := s.usableLocked(id); rec != nil {
+	if rec := s.usableLocked(id, t); rec != nil {
 		if img := s.imageLocked(rec); img != nil {
 			img, err := s.finishLocked(r, rec, img)
 			return img, nil, err
 		}
 	}
-	f := s.flights[id]
+	f := s.flights[t.key(id)]
 	if f == nil {
-		f = s.startLocked(r, id)
+		f = s.startLocked(r, id, t)
 	}
 	f.waiters++
 	return nil, f, nil
 }
 
-// usableLocked is the record of a stored image, nil also for one that was fetched before signatures counted. s.mu is held.
-func (s *Store) usableLocked(id string) *imageRecord {
-	rec := s.images[id]
-	if rec != nil && s.o.Certificates != nil && !rec.Signed {
-		return nil
+// usableLocked is the record of a stored image, nil also for one whose signature was not looked at and has to be. s.mu is
+// held.
+func (s *Store) usableLocked(id string, t *trust) *imageRecord {
+	if rec := s.images[id]; rec != nil && t.serves(rec) {
+		return rec
 	}
-	return rec
+	return nil
 }
 
 // finishLocked applies what depends on the request: the size of the disk, how it is run. s.mu is held.
@@ -114,10 +119,11 @@ func (s *Store) finishLocked(r *novalet.ImageRequest, rec *imageRecord, img *nov
 }
 
 // startLocked begins to fetch an image. s.mu is held.
-func (s *Store) startLocked(r *novalet.ImageRequest, id string) *flight {
+func (s *Store) startLocked(r *novalet.ImageRequest, id string, t *trust) *flight {
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	f := &flight{id: id, name: r.Meta.Name, maxBytes: r.MaxBytes, done: make(chan struct{}), cancel: cancel}
-	s.flights[id] = f
+	f := &flight{id: id, key: t.key(id), name: r.Meta.Name, trust: &trust{signed: t.signed, ids: t.ids, nobody: t.nobody}, maxBytes: r.MaxBytes,
+		done: make(chan struct{}), cancel: cancel}
+	s.flights[f.key] = f
 	s.fetching++
 	rc := r.Context
 	meta := r.Meta
@@ -125,8 +131,8 @@ func (s *Store) startLocked(r *novalet.ImageRequest, id string) *flight {
 		err := s.fetch(ctx, f, rc, meta)
 		cancel(nil)
 		s.mu.Lock()
-		if s.flights[id] == f {
-			delete(s.flights, id)
+		if s.flights[f.key] == f {
+			delete(s.flights, f.key)
 		}
 		s.fetching--
 		s.collectSoonLocked()
@@ -150,9 +156,9 @@ func (s *Store) await(ctx context.Context, f *flight) error {
 	defer s.mu.Unlock()
 	if f.waiters--; f.waiters == 0 {
 		f.cancel(errNobodyWaits)
-		if s.flights[f.id] == f {
+		if s.flights[f.key] == f {
 			// Who asks next shall not join a fetch that is ending.
-			delete(s.flights, f.id)
+			delete(s.flights, f.key)
 		}
 	}
 	return err
@@ -189,19 +195,23 @@ func (s *Store) Cache(ctx context.Context, rc novalet.RequestContext, imageID st
 	if !validID(imageID) {
 		return "error", fmt.Errorf("cache image: %q is no image id", imageID)
 	}
+	t := s.trustOf(nil)
+	if err := s.vouch(ctx, rc, imageID, t); err != nil {
+		return "error", err
+	}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return "error", errClosed
 	}
-	if rec := s.usableLocked(imageID); rec != nil && s.imageLocked(rec) != nil {
+	if rec := s.usableLocked(imageID, t); rec != nil && s.imageLocked(rec) != nil {
 		rec.LastUsed = time.Now()
 		s.mu.Unlock()
 		return "existing", nil
 	}
-	f := s.flights[imageID]
+	f := s.flights[t.key(imageID)]
 	if f == nil {
-		f = s.startLocked(&novalet.ImageRequest{Context: rc}, imageID)
+		f = s.startLocked(&novalet.ImageRequest{Context: rc}, imageID, t)
 	}
 	f.waiters++
 	s.mu.Unlock()

@@ -22,7 +22,7 @@ var atStage = func(string) {}
 
 // publish moves the layers of an image that was read whole and verified into the store, each by one rename, then
 // writes the image's record. Layers that were stored meanwhile by somebody else win over ours.
-func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, gaps []layer.IndexedLayer, work string) error {
+func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, gaps []layer.IndexedLayer, signer []byte, work string) error {
 	if err := checkMachine(rec.ID, s.o.Arch, res); err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 	img := &imageRecord{Version: recordVersion, ID: rec.ID, Name: rec.Name, Format: res.Format, Config: res.Config,
 		HasConfig: res.HasConfig, HashAlgo: rec.HashAlgo, HashValue: rec.HashValue, Download: rec.Size,
 		MinDiskGB: rec.MinDiskGB, MinRAMMB: rec.MinRAMMB, VirtualSize: max(rec.VirtualSize, res.VirtualSize),
-		Signed: s.o.Certificates != nil, Owner: rec.Owner, Visibility: rec.Visibility, Properties: rec.Properties, LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
+		Signed: signer != nil, Signer: signer, Owner: rec.Owner, Visibility: rec.Visibility, Properties: rec.Properties, LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
 	var trees []layerTree
 	for _, i := range res.Order {
 		p, a := streamed[i], byIndex[i]
@@ -86,6 +86,10 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	img.Init = s.findInit(img.Layers)
+	if old := s.images[img.ID]; !img.Signed && old != nil && old.Signed && old.HashValue != "" && old.HashAlgo == img.HashAlgo && old.HashValue == img.HashValue {
+		// Fetched beside this, of the same data.
+		img.Signed, img.Signer = true, old.Signer
+	}
 	atStage("before record")
 	if err := s.writeRecord(s.path("images", img.ID+".json"), img); err != nil {
 		return err

@@ -61,8 +61,9 @@ type imageRecord struct {
 	MinDiskGB   int64 `json:"min_disk,omitempty"`
 	MinRAMMB    int64 `json:"min_ram,omitempty"`
 	VirtualSize int64 `json:"virtual_size,omitempty"`
-	// Signed: the signature of the data was verified.
-	Signed bool `json:"signed,omitempty"`
+	// Signed: the signature of the data was verified, with the key of the certificate Signer (DER).
+	Signed bool   `json:"signed,omitempty"`
+	Signer []byte `json:"signer,omitempty"`
 	// Owner and Visibility are Glance's at the time.
 	Owner      string `json:"owner,omitempty"`
 	Visibility string `json:"visibility,omitempty"`

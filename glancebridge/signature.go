@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"time"
 
 	"github.com/novalet/novalet"
 )
@@ -38,6 +37,7 @@ var signatureCurves = map[string]elliptic.Curve{"ECC_SECP384R1": elliptic.P384()
 // signature is a check of an image's data against the signature in its properties. Not safe for concurrent use.
 type signature struct {
 	hash.Hash
+	cert  []byte // the certificate of the key, in DER
 	valid func(digest []byte) bool
 }
 
@@ -46,13 +46,20 @@ func (s *signature) verify() bool { return s.valid(s.Sum(nil)) }
 
 // signature prepares the check of an image, as nova/image/glance.py (_get_verifier) does. Everything that keeps an image
 // from being checked refuses it.
-func (s *Store) signature(ctx context.Context, rc novalet.RequestContext, rec *ImageRecord) (*signature, error) {
+func (s *Store) signature(ctx context.Context, rc novalet.RequestContext, rec *ImageRecord, t *trust) (*signature, error) {
 	no := func(format string, args ...any) (*signature, error) {
 		return nil, refused(rec.ID, "the image's signature cannot be verified: "+fmt.Sprintf(format, args...))
 	}
+	if s.o.Certificates == nil {
+		return no("this cloud's hosts have no key manager to ask for its certificate")
+	}
+	if t.nobody {
+		return no("its certificate has to be validated, and there are none that are trusted; name some with the server " +
+			"(trusted_image_certificates)")
+	}
 	for _, p := range []string{propSignature, propHashMethod, propKeyType, propCertificate} {
 		if rec.Properties[p] == "" {
-			return no("it has no property %s, and this cloud boots signed images only", p)
+			return no("it has no property %s, and only signed images are booted here or for this server", p)
 		}
 	}
 	sig, err := base64.StdEncoding.DecodeString(rec.Properties[propSignature])
@@ -76,15 +83,19 @@ func (s *Store) signature(ctx context.Context, rc novalet.RequestContext, rec *I
 		s.log.Warn("certificate of a signed image", "image", rec.ID, "certificate", id, "err", err)
 		return no("its certificate %s cannot be had", id)
 	}
-	if s.o.TrustedCertificates != nil {
-		if err := s.validate(ctx, rc, cert); errors.Is(err, novalet.ErrTryAgain) {
+	if len(t.ids) > 0 {
+		if err := s.validate(ctx, rc, cert, t.ids); errors.Is(err, novalet.ErrTryAgain) {
 			return nil, err
 		} else if err != nil {
 			s.log.Warn("certificate of a signed image", "image", rec.ID, "certificate", id, "err", err)
 			return no("its certificate %s is not trusted here", id)
 		}
 	}
-	c := &signature{Hash: h.New()}
+	t.checked = cert.Raw
+	if kind == "DSA" {
+		return no("DSA keys are not supported here; sign it with RSA-PSS, ECC_SECP384R1 or ECC_SECP521R1")
+	}
+	c := &signature{Hash: h.New(), cert: cert.Raw}
 	curve := signatureCurves[kind]
 	switch key := cert.PublicKey.(type) {
 	case *rsa.PublicKey:
@@ -106,6 +117,9 @@ func (s *Store) signature(ctx context.Context, rc novalet.RequestContext, rec *I
 
 // certificate fetches and parses one.
 func (s *Store) certificate(ctx context.Context, rc novalet.RequestContext, id string) (*x509.Certificate, error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("read certificate: %q is no id", cut(id))
+	}
 	b, err := s.o.Certificates.Certificate(ctx, rc, id)
 	if err != nil {
 		return nil, err
@@ -114,18 +128,4 @@ func (s *Store) certificate(ctx context.Context, rc novalet.RequestContext, id s
 		b = p.Bytes
 	}
 	return x509.ParseCertificate(b)
-}
-
-// validate follows a certificate to one of the trusted ones (cursive/certificate_utils.py).
-func (s *Store) validate(ctx context.Context, rc novalet.RequestContext, cert *x509.Certificate) error {
-	roots := x509.NewCertPool()
-	for _, id := range s.o.TrustedCertificates {
-		t, err := s.certificate(ctx, rc, id)
-		if err != nil {
-			return fmt.Errorf("trusted certificate %s: %w", id, err)
-		}
-		roots.AddCert(t)
-	}
-	_, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	return err
 }

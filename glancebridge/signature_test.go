@@ -104,13 +104,13 @@ func TestSignedImages(t *testing.T) {
 		{"no certificate", with(propCertificate, ""), nil, "img_signature_certificate_uuid"},
 		{"of other data", props(append([]byte{1}, pss[1:]...), "SHA-256", "RSA-PSS", "rsa"), nil, "not what was signed"},
 		{"of another key", with(propCertificate, "other"), []string{"ca"}, "not trusted"},
-		{"nobody is trusted", good, []string{}, "not trusted"},
+		{"nobody is trusted", good, []string{}, "there are none that are trusted"},
 		{"of a certificate that is gone", with(propCertificate, "missing"), nil, "cannot be had"},
 		{"of a broken certificate", with(propCertificate, "junk"), nil, "cannot be had"},
 		{"with a path as id", with(propCertificate, "../x"), nil, "is no id"},
 		{"method", with(propHashMethod, "MD5"), nil, "unknown"},
 		{"wrong method", with(propHashMethod, "SHA-512"), nil, "not what was signed"},
-		{"key type", with(propKeyType, "DSA"), nil, "not supported"},
+		{"key type", with(propKeyType, "DSA"), nil, "DSA keys are not supported"},
 		{"key type of another key", with(propKeyType, "ECC_SECP384R1"), nil, "not that of its certificate"},
 		{"curve", props(ecc, "SHA-512", "ECC_SECP521R1", "ec"), nil, "not that of its certificate"},
 		{"no base64", with(propSignature, "%"), nil, "base64"},
@@ -118,7 +118,10 @@ func TestSignedImages(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			images := t.TempDir()
 			id := addImage(t, images, data, func(r *ImageRecord) { r.Properties = c.props })
-			s := openStore(t, images, func(o *Options) { o.Certificates, o.TrustedCertificates = store, c.trusted })
+			s := openStore(t, images, func(o *Options) {
+				o.VerifySignatures, o.Certificates = true, store
+				o.ValidateCertificates, o.TrustedCertificates = c.trusted != nil, c.trusted
+			})
 			_, err := s.Prepare(t.Context(), &novalet.ImageRequest{ImageID: id, InstanceUUID: "inst-1"})
 			if c.want == "" {
 				if err != nil {
@@ -143,7 +146,7 @@ func TestSignaturesSwitchedOn(t *testing.T) {
 	if _, err := s.Prepare(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
-	s.o.Certificates = certificates{}
+	s.o.VerifySignatures, s.o.Certificates = true, certificates{}
 	_, err := s.Prepare(t.Context(), r)
 	wantRefused(t, err, "no property img_signature")
 }

@@ -63,10 +63,14 @@ type Options struct {
 	// parts, the layers of a container archive that are stored already are left out, and the others are checked by the
 	// digests in its config.
 	WholeImages bool
-	// Certificates, when set, has every image checked against the signature in its properties, and refuses those without
-	// one. TrustedCertificates, when not nil, are the ids of those that a signing certificate must lead to.
-	Certificates        Certificates
-	TrustedCertificates []string
+	// VerifySignatures has every image checked against the signature in its properties, and refuses those without one; for
+	// a request that names trusted certificates this holds anyway. Certificates is where they come from, nil refuses all
+	// that would be checked. ValidateCertificates has every signing certificate lead to a trusted one, by default to one of
+	// TrustedCertificates.
+	VerifySignatures     bool
+	Certificates         Certificates
+	ValidateCertificates bool
+	TrustedCertificates  []string
 	// Concurrency bounds the images fetched at a time; default 4.
 	Concurrency int
 	// RemoveUnused and MinAge are [image_cache] remove_unused_base_images and

@@ -19,7 +19,7 @@ type conductor struct{ d *Driver }
 var _ novalet.Conductor = (*conductor)(nil)
 
 // instanceAttrs are the lazy fields that are loaded with an instance.
-var instanceAttrs = []string{"flavor", "info_cache", "keypairs", "metadata", "system_metadata"}
+var instanceAttrs = []string{"flavor", "info_cache", "keypairs", "metadata", "system_metadata", "trusted_certs"}
 
 // adminContext is the context of work that nobody asked for: as nova.context.get_admin_context, without the
 // keys whose absence means the same.

@@ -103,6 +103,9 @@ func (d *Driver) instanceOf(o *ovo.Object, raw json.RawMessage) (*novalet.Instan
 	if o.Has("system_metadata") {
 		i.SystemMetadata = o.StringMap("system_metadata")
 	}
+	if o.Has("trusted_certs") {
+		i.TrustedCertificates = append([]string{}, o.Object("trusted_certs").Strings("ids")...)
+	}
 	if i.ID > 0 {
 		i.Name = instanceName(d.o.InstanceNameTemplate, i.ID)
 	}

@@ -167,7 +167,7 @@ func connectServices(s *settings, log *slog.Logger) (*services, error) {
 		return nil, err
 	}
 	svc.glance = glancebridge.NewGlance(gk)
-	if s.imageSigned {
+	if s.keyManager {
 		o := s.glance
 		o.Section, o.EndpointOverride = "barbican", s.barbican
 		bk, err := session(o)
@@ -220,7 +220,8 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 		return nil, fmt.Errorf("open the engine: %w", err)
 	}
 	images := s.images(svc.glance, log)
-	images.Certificates, images.TrustedCertificates = svc.certificates, s.imageTrusted
+	images.VerifySignatures, images.Certificates = s.imageSigned, svc.certificates
+	images.ValidateCertificates, images.TrustedCertificates = s.imageValidated, s.imageTrusted
 	if h.images, err = glancebridge.Open(images); err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)
 	}

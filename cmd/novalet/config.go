@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,7 +40,9 @@ type settings struct {
 	imageMax             int64 // bytes
 	imageWhole           bool
 	imageSigned          bool     // [glance] verify_glance_signatures
-	imageTrusted         []string // nil unless certificates are validated
+	imageValidated       bool     // [glance] enable_certificate_validation
+	imageTrusted         []string // the default list of trusted certificates, when they are validated
+	keyManager           bool     // it is Barbican
 	barbican             string   // [barbican] barbican_endpoint
 	idBase, maxInstances int
 }
@@ -106,12 +109,18 @@ func (s *settings) readImageMarks(cfg *osloconf.Config) {
 		cfg.Errorf("novalet", "image_cache_low_watermark_percent", "%d is above image_cache_high_watermark_percent, %d", s.imageLow, s.imageHigh)
 	}
 	s.imageWhole = !cfg.Bool("novalet", "image_partial_downloads", true)
-	if s.imageSigned = cfg.Bool("glance", "verify_glance_signatures", false); s.imageSigned {
-		cfg.Choice("key_manager", "backend", "barbican", "barbican", "castellan.key_manager.barbican_key_manager.BarbicanKeyManager")
+	s.imageSigned = cfg.Bool("glance", "verify_glance_signatures", false)
+	if s.imageValidated = cfg.Bool("glance", "enable_certificate_validation", false); s.imageValidated {
+		s.imageTrusted = cfg.List("glance", "default_trusted_certificate_ids", nil)
+	}
+	// A user's own list of trusted certificates asks for the key manager whatever the options say, so another one than
+	// Barbican is an error only where every boot would fail of it.
+	backends := []string{"barbican", "castellan.key_manager.barbican_key_manager.BarbicanKeyManager"}
+	if s.imageSigned || len(s.imageTrusted) > 0 {
+		cfg.Choice("key_manager", "backend", backends[0], backends...)
+	}
+	if s.keyManager = slices.Contains(backends, cfg.String("key_manager", "backend", backends[0])); s.keyManager {
 		s.barbican = cfg.String("barbican", "barbican_endpoint", "")
-		if cfg.Bool("glance", "enable_certificate_validation", false) {
-			s.imageTrusted = append([]string{}, cfg.List("glance", "default_trusted_certificate_ids", nil)...)
-		}
 	}
 	s.imageMax = int64(cfg.IntRange("novalet", "image_cache_max_gb", 0, 0, 1<<20)) << 30
 }

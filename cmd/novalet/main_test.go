@@ -158,17 +158,20 @@ func TestImageSignatures(t *testing.T) {
 		return s
 	}
 	const signed = "[glance]\nverify_glance_signatures = true\ndefault_trusted_certificate_ids = a,b\n"
-	if s := read(""); s.imageSigned || s.imageTrusted != nil {
-		t.Errorf("by default: %v, %v", s.imageSigned, s.imageTrusted)
+	if s := read(""); s.imageSigned || s.imageValidated || s.imageTrusted != nil || !s.keyManager {
+		t.Errorf("by default: %v, %v, %v, %v", s.imageSigned, s.imageValidated, s.imageTrusted, s.keyManager)
 	}
 	if s := read(signed + "[barbican]\nbarbican_endpoint = http://b\n"); !s.imageSigned || s.imageTrusted != nil || s.barbican != "http://b" {
 		t.Errorf("signatures: %v, %v, %q", s.imageSigned, s.imageTrusted, s.barbican)
 	}
-	if s := read(signed + "enable_certificate_validation = true\n"); len(s.imageTrusted) != 2 {
-		t.Errorf("validated: %v", s.imageTrusted)
+	if s := read(signed + "enable_certificate_validation = true\n"); !s.imageValidated || len(s.imageTrusted) != 2 {
+		t.Errorf("validated: %v, %v", s.imageValidated, s.imageTrusted)
 	}
-	if s := read("[glance]\nverify_glance_signatures = true\nenable_certificate_validation = true\n"); s.imageTrusted == nil {
-		t.Error("nobody is trusted, and that is not seen")
+	if s := read("[glance]\nenable_certificate_validation = true\n"); s.imageSigned || !s.imageValidated || len(s.imageTrusted) != 0 {
+		t.Errorf("validated where a user asks for it: %v, %v, %v", s.imageSigned, s.imageValidated, s.imageTrusted)
+	}
+	if s := read("[key_manager]\nbackend = vault\n"); s.keyManager {
+		t.Error("another key manager counts as Barbican")
 	}
 	if _, err := readSettings([]string{writeConfig(t, minimal+signed+"[key_manager]\nbackend = vault\n")}, nil); err == nil {
 		t.Error("another key manager is taken")

@@ -17,6 +17,7 @@ type imageState struct {
 	uploads map[string]string      // image id → instance
 	backups map[[2]string][]string // instance and backup_type → image ids, oldest first
 	gone    []string               // images deleted in Glance
+	trusted []string               // certificates of the last request
 }
 
 func newImageState() *imageState {
@@ -68,6 +69,13 @@ func (s *imageState) DeletedImages() []string {
 	return slices.Clone(s.gone)
 }
 
+// TrustedCertificates returns those that the last image was asked for with.
+func (s *imageState) TrustedCertificates() []string {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	return s.trusted
+}
+
 // Images is a fake novalet.ImageStore.
 type Images struct {
 	*imageState
@@ -82,6 +90,7 @@ func (s *Images) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet
 		return nil, err
 	}
 	s.imu.Lock()
+	s.trusted = r.TrustedCertificates
 	img, ok := s.images[r.ImageID]
 	if ok && (r.MaxBytes == 0 || img.Size <= r.MaxBytes) {
 		s.leases[r.InstanceUUID] = true
