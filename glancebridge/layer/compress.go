@@ -102,3 +102,24 @@ func xzDict(head []byte) int64 {
 	}
 	return int64(2|d&1) << (d/2 + 11)
 }
+
+// LimitRatio bounds what a decompressor gives by how much it was fed.
+func LimitRatio(r io.Reader, fed func() int64, l Limits) io.Reader {
+	return &ratioReader{r: r, in: fed, ratio: l.withDefaults().Ratio}
+}
+
+// ratioReader refuses a stream that grows beyond what compression explains.
+type ratioReader struct {
+	r     io.Reader
+	in    func() int64
+	ratio int64
+	out   int64
+}
+
+func (r *ratioReader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if r.out += int64(n); r.out > r.in()*r.ratio+64<<20 {
+		return n, Refuse("the image unpacks to more than %d times its size, which no honest image does", r.ratio)
+	}
+	return n, err
+}

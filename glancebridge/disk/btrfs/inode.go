@@ -61,29 +61,16 @@ func (f *FS) Stat(r uint64) (*walk.Node, error) {
 	i := &inode{tree: t, no: no, size: int64(le.Uint64(b[16:]))}
 	mode := le.Uint32(b[52:])
 	n := &walk.Node{Ref: r, ID: r, Links: le.Uint32(b[40:]), Priv: i}
-	n.Mode, n.UID, n.GID = mode&0o7777, le.Uint32(b[44:]), le.Uint32(b[48:])
+	n.UID, n.GID = le.Uint32(b[44:]), le.Uint32(b[48:])
 	n.ModTime = time.Unix(int64(le.Uint64(b[136:])), int64(min(le.Uint32(b[144:]), 999999999)))
 	if i.size < 0 || n.Links == 0 {
 		return nil, verdict.Damaged("btrfs: inode %d is broken", no)
 	}
-	switch mode & 0xF000 {
-	case 0x1000:
-		n.Type = layer.TypeFIFO
-	case 0x2000:
-		n.Type = layer.TypeCharDevice
-	case 0x4000:
-		n.Type = layer.TypeDirectory
-	case 0x6000:
-		n.Type = layer.TypeBlockDevice
-	case 0x8000:
-		n.Type = layer.TypeRegular
-		n.Size = i.size
-	case 0xA000:
-		n.Type = layer.TypeSymlink
-	case 0xC000:
-		n.Type = layer.TypeSocket
-	default:
+	if !n.SetMode(mode) {
 		return nil, verdict.Damaged("btrfs: inode %d has the mode %#o", no, mode)
+	}
+	if n.Type == layer.TypeRegular {
+		n.Size = i.size
 	}
 	if n.Type == layer.TypeCharDevice || n.Type == layer.TypeBlockDevice {
 		d := le.Uint64(b[56:]) // the kernel's own dev_t

@@ -96,29 +96,13 @@ func (f *FS) Stat(ref uint64) (*walk.Node, error) {
 	r := i.raw
 	mode := le.Uint16(r)
 	n := &walk.Node{Ref: ref, ID: ref, Links: uint32(le.Uint16(r[26:])), Priv: i}
-	n.Mode = uint32(mode & 0o7777)
 	n.UID = uint32(le.Uint16(r[2:])) | uint32(le.Uint16(r[120:]))<<16
 	n.GID = uint32(le.Uint16(r[24:])) | uint32(le.Uint16(r[122:]))<<16
 	n.ModTime = i.mtime()
 	if n.Links == 0 {
 		return nil, verdict.Damaged("ext4: inode %d is in a directory but deleted", i.no)
 	}
-	switch mode & 0xF000 {
-	case 0x1000:
-		n.Type = layer.TypeFIFO
-	case 0x2000:
-		n.Type = layer.TypeCharDevice
-	case 0x4000:
-		n.Type = layer.TypeDirectory
-	case 0x6000:
-		n.Type = layer.TypeBlockDevice
-	case 0x8000:
-		n.Type = layer.TypeRegular
-	case 0xA000:
-		n.Type = layer.TypeSymlink
-	case 0xC000:
-		n.Type = layer.TypeSocket
-	default:
+	if !n.SetMode(uint32(mode)) {
 		return nil, verdict.Damaged("ext4: inode %d has the mode %#o", i.no, mode)
 	}
 	switch n.Type {

@@ -101,30 +101,16 @@ func (f *FS) Stat(ref uint64) (*walk.Node, error) {
 	if r[4] == 1 {
 		n.Links = uint32(be.Uint16(r[6:]))
 	}
-	n.Mode = uint32(mode & 0o7777)
 	n.UID, n.GID = be.Uint32(r[8:]), be.Uint32(r[12:])
 	n.ModTime = i.mtime()
 	if n.Links == 0 {
 		return nil, verdict.Damaged("xfs: inode %d is in a directory but deleted", i.no)
 	}
-	switch mode & 0xF000 {
-	case 0x1000:
-		n.Type = layer.TypeFIFO
-	case 0x2000:
-		n.Type = layer.TypeCharDevice
-	case 0x4000:
-		n.Type = layer.TypeDirectory
-	case 0x6000:
-		n.Type = layer.TypeBlockDevice
-	case 0x8000:
-		n.Type = layer.TypeRegular
-		n.Size = i.size
-	case 0xA000:
-		n.Type = layer.TypeSymlink
-	case 0xC000:
-		n.Type = layer.TypeSocket
-	default:
+	if !n.SetMode(uint32(mode)) {
 		return nil, verdict.Damaged("xfs: inode %d has the mode %#o", i.no, mode)
+	}
+	if n.Type == layer.TypeRegular {
+		n.Size = i.size
 	}
 	if n.Type == layer.TypeCharDevice || n.Type == layer.TypeBlockDevice {
 		if i.data.format != formatDev {

@@ -40,6 +40,30 @@ type Node struct {
 	Priv  any // the reader's own
 }
 
+// SetMode takes the permissions and the kind of file from an inode's mode (inode(7)). False: there is no such kind.
+func (n *Node) SetMode(mode uint32) bool {
+	n.Mode = mode & 0o7777
+	switch mode & 0xF000 {
+	case 0x1000:
+		n.Type = layer.TypeFIFO
+	case 0x2000:
+		n.Type = layer.TypeCharDevice
+	case 0x4000:
+		n.Type = layer.TypeDirectory
+	case 0x6000:
+		n.Type = layer.TypeBlockDevice
+	case 0x8000:
+		n.Type = layer.TypeRegular
+	case 0xA000:
+		n.Type = layer.TypeSymlink
+	case 0xC000:
+		n.Type = layer.TypeSocket
+	default:
+		return false
+	}
+	return true
+}
+
 // File is the contents of a regular file, read from start to end.
 type File interface {
 	io.Reader
