@@ -14,11 +14,15 @@ import (
 func novalet(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	bin := os.Getenv("NOVALET_BIN")
-	if bin == "" {
-		bin = filepath.Join("..", "..", "bin", "novalet")
+	return sh(ctx, "env", append([]string{"NOVALET_SOCKET=" + socketPath(), novaletBin()}, args...)...)
+}
+
+// novaletBin is the program under test.
+func novaletBin() string {
+	if bin := os.Getenv("NOVALET_BIN"); bin != "" {
+		return bin
 	}
-	return sh(ctx, "env", append([]string{"NOVALET_SOCKET=" + socketPath(), bin}, args...)...)
+	return filepath.Join("..", "..", "bin", "novalet")
 }
 
 func socketPath() string { return filepath.Join(os.Getenv("NOVALET_CLOUD"), "novalet", "novalet.sock") }

@@ -142,6 +142,7 @@ type bootOpts struct {
 	drive    bool
 	count    int
 	files    servers.Personality
+	zone     string
 }
 
 // create sends the request and registers the server's deletion.
@@ -173,7 +174,7 @@ func tryCreate(t testing.TB, u *user, o bootOpts) (*servers.Server, error) {
 	}
 	drive := o.drive
 	opts := servers.CreateOpts{Name: o.name, ImageRef: o.image, FlavorRef: flavorID(t, u, o.flavor), Networks: nets, UserData: []byte(o.userData),
-		Metadata: o.metadata, SecurityGroups: o.groups, ConfigDrive: &drive, Personality: o.files}
+		Metadata: o.metadata, SecurityGroups: o.groups, ConfigDrive: &drive, Personality: o.files, AvailabilityZone: o.zone}
 	if o.count > 1 {
 		opts.Min, opts.Max = o.count, o.count
 	}

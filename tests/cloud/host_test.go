@@ -56,7 +56,7 @@ func snapshot(t testing.TB) []string {
 	}
 	add("netns", run("ip", "netns", "list"), regexp.MustCompile(`novalet`))
 	add("rule", run("iptables-save"), regexp.MustCompile(`tap[0-9a-f]|neutron-linuxbri-[iso][0-9a-f]{4,}`))
-	add("loop", run("losetup", "-l", "-n", "-O", "BACK-FILE"), regexp.MustCompile(`novalet.*instances`))
+	add("loop", run("losetup", "-l", "-n", "-O", "BACK-FILE"), regexp.MustCompile(regexp.QuoteMeta(state(t))+`/.*instances`))
 	for _, dir := range []string{filepath.Join(state(t), "novalet")} {
 		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 			if err != nil {

@@ -45,11 +45,7 @@ func secondAgent(t *testing.T, edit func(string) string) (*exec.Cmd, *lockedBuff
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	bin := os.Getenv("NOVALET_BIN")
-	if bin == "" {
-		bin = filepath.Join("..", "..", "bin", "novalet")
-	}
-	cmd := exec.Command(bin, "agent", "--config-file", path)
+	cmd := exec.Command(novaletBin(), "agent", "--config-file", path)
 	out := new(lockedBuffer)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {

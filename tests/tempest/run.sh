@@ -13,7 +13,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/lib.sh"
 export XDG_CACHE_HOME
 which=${1-} regex=${2-}
-case $which in smoke|full) ;; *) sed -n '2s/^# //p' "$0" >&2; exit 2 ;; esac
+case $which in
+    smoke) conf=tempest accounts=() ;;
+    full)  conf=accounts accounts=(accounts) ;;
+    *) sed -n '2s/^# //p' "$0" >&2; exit 2 ;;
+esac
 need_root
 "$here/../run.sh" packages-tempest || exit 1
 if [ ! -e "$STATE/.novalet-cloud" ]; then
@@ -26,8 +30,8 @@ work=$STATE/tempest
 mkdir -p "$work" && cd "$work" || exit 1
 "$here/image.sh" "$images" || die "no guest image"
 trap '/usr/bin/python3 "$here/setup.py" "$STATE" || say "   the network \"tempest\" is left"' EXIT
-/usr/bin/python3 "$here/setup.py" "$STATE" "$images" "$work" || die "the cloud is not ready for Tempest"
-: >tempest.log; rm -f failed flaky
+/usr/bin/python3 "$here/setup.py" "$STATE" "$images" "$work" "${accounts[@]}" || die "the cloud is not ready for Tempest"
+: >tempest.log; rm -rf failed flaky lock
 
 printf '[DEFAULT]\ntest_path=%s\ntop_dir=%s\ngroup_regex=([^\\.]*\\.)*\n' /usr/lib/python3/dist-packages/tempest/test_discover \
     /usr/lib/python3/dist-packages/tempest >.stestr.conf
@@ -45,7 +49,7 @@ grep -E "$alone" all >isolated; grep -vE "$alone" all >shared
 [ -s all ] || { cat list.log; die "no test matches"; }
 say "   $(wc -l <all) tests, ${CONCURRENCY:-2} side by side"
 rc=0 combine=()
-for c in tempest:shared isolated:isolated; do
+for c in $conf:shared isolated:isolated; do
     [ -s "${c#*:}" ] || continue
     tempest "${c%:*}" --load-list "${c#*:}" "${combine[@]}" || rc=1
     combine=(--combine)

@@ -1,9 +1,12 @@
 #!/usr/bin/python3
-"""setup.py STATE: remove the network again, which others would find in the way.
-setup.py STATE IMAGES WORK: make what Tempest needs in the cloud of STATE (images from the folder IMAGES, two
-flavors, a network that every project may use) and write WORK/tempest.conf and WORK/isolated.conf. May be repeated."""
+"""setup.py STATE: remove the network and the accounts again, which others would find in the way.
+setup.py STATE IMAGES WORK [accounts]: make what Tempest needs in the cloud of STATE (images from the folder IMAGES,
+two flavors, a network that every project may use) and write WORK/tempest.conf and WORK/isolated.conf, with accounts
+also those and WORK/accounts.conf. May be repeated."""
 import configparser
+import json
 import os
+import secrets
 import sys
 
 HOST = 'http://127.0.0.1'
@@ -11,6 +14,9 @@ HOST = 'http://127.0.0.1'
 IMAGES = (('tempest-machine', 'tempest-machine.tar.gz', 'bare'),
           ('tempest-application', 'tempest-application.tar', 'docker'))
 NETWORK = 'tempest'
+# Each worker takes up to three users and one administrator at a time.
+ACCOUNT = 'tempest-account-'
+USERS, ADMINS = 12, 4
 FLAVORS = ('tempest', 1, 64, 1), ('tempest-alt', 1, 96, 1)
 
 
@@ -53,12 +59,39 @@ def remove(n):
         n.delete_network(net)
 
 
-def main(state, folder=None, work=None):
+def accounts(c):
+    """Projects with one user each, as Tempest's accounts file names them."""
+    forget(c)
+    out = []
+    for n in range(USERS + ADMINS):
+        name, password, role = ACCOUNT + str(n), secrets.token_hex(16), 'member' if n < USERS else 'admin'
+        project = c.identity.create_project(name=name, domain_id='default')
+        user = c.identity.create_user(name=name, password=password, domain_id='default')
+        c.identity.assign_project_role_to_user(project, user, c.identity.find_role(role))
+        out.append({'username': name, 'password': password, 'project_name': name, 'user_domain_name': 'Default',
+                    'project_domain_name': 'Default', 'roles': [role, 'reader'] if n < USERS else [role],
+                    'types': [] if n < USERS else ['admin']})
+    return out
+
+
+def forget(c):
+    for user in c.identity.users():
+        if user.name.startswith(ACCOUNT):
+            c.identity.delete_user(user)
+    for project in c.identity.projects():
+        if project.name.startswith(ACCOUNT):
+            for group in c.network.security_groups(project_id=project.id):
+                c.network.delete_security_group(group)
+            c.identity.delete_project(project)
+
+
+def main(state, folder=None, work=None, made=None):
     with open(os.path.join(state, 'etc', 'password')) as f:
         password = f.read().strip()
     c = connect(password)
     if not folder:
         remove(c.network)
+        forget(c)
         return
     have = {f.name: f.id for f in c.compute.flavors()}
     flavors = [have.get(n) or c.compute.create_flavor(name=n, vcpus=v, ram=r, disk=d).id for n, v, r, d in FLAVORS]
@@ -101,6 +134,15 @@ def main(state, folder=None, work=None):
                        'ping_timeout': '180', 'ssh_timeout': '300'},
     })
     write(conf, work, 'tempest.conf')
+    if made:
+        # Else a third of a whole run would go into making and removing three for each class of tests.
+        conf['auth']['use_dynamic_credentials'] = 'false'
+        conf['auth']['test_accounts_file'] = os.path.join(work, 'accounts.yaml')
+        with private(conf['auth']['test_accounts_file']) as f:
+            json.dump(accounts(c), f)   # which is YAML, too
+        write(conf, work, 'accounts.conf')
+        del conf['auth']['test_accounts_file']
+        conf['auth']['use_dynamic_credentials'] = 'true'
     # For the few tests that ask for addresses by name, which Neutron grants to the owner of a network only.
     conf['auth']['create_isolated_networks'] = 'true'
     del conf['compute']['fixed_network_name']
@@ -108,11 +150,15 @@ def main(state, folder=None, work=None):
 
 
 def write(conf, work, name):
-    with open(os.path.join(work, name), 'w', opener=lambda p, f: os.open(p, f, 0o600)) as f:
+    with private(os.path.join(work, name)) as f:
         conf.write(f)
 
 
+def private(path):
+    return open(path, 'w', opener=lambda p, f: os.open(p, f, 0o600))
+
+
 if __name__ == '__main__':
-    if len(sys.argv) not in (2, 4):
+    if len(sys.argv) not in (2, 4) and (len(sys.argv) != 5 or sys.argv[4] != 'accounts'):
         sys.exit(__doc__)
     main(*sys.argv[1:])
