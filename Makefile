@@ -8,7 +8,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-release test-vm
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-net test-release test-vm
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ cloud-down: ## remove it without a trace
 
 test-cloud: need-go ## the tests against the cloud that is up
 	@tests/run.sh cloud-tests
+
+test-net: need-go ## the tests of networks on clouds of Neutron's other mechanisms (NET='ovs ovs-hybrid ovn'), each brought up for them; needs root
+	@tests/run.sh net
 
 test-release: need-go ## tests on a cloud of the newest release (RELEASE=2026.2), brought up for them; needs root
 	@tests/run.sh release

@@ -1,7 +1,8 @@
 #!/bin/bash
-# ovs.sh start | stop: Open vSwitch with its datapath in user space (no kernel module), and OVN for NET=ovn.
+# ovs.sh start | restart | stop: Open vSwitch with its datapath in user space (no kernel module), and OVN for NET=ovn.
 # Not by ovs-ctl, which insists on the module. The switch's own data base is made anew at each start, as
-# neutron-ovs-cleanup does at boot. OVS_SET: more settings, such as other_config:userspace-tso-enable=true.
+# neutron-ovs-cleanup does at boot; restart keeps it, as an upgrade of the package does. OVS_SET: more settings, such
+# as other_config:userspace-tso-enable=true.
 set -u
 # shellcheck source=devstack/vars.sh
 . "$(dirname "$0")/vars.sh"
@@ -10,18 +11,37 @@ set -u
 N=$STATE/ovn
 switch() { ovs-vsctl --timeout=30 --no-wait "$@"; }
 
+# switch_up: the two programs of the switch, on the data base that is there.
+switch_up() {
+    start ovsdb-server ovsdb-server "$STATE/ovs/conf.db" --remote=punix:$OVSRUN/db.sock \
+        --remote=db:Open_vSwitch,Open_vSwitch,manager_options --pidfile=$OVSRUN/ovsdb-server.pid
+    wait_for ovsdb-server 30 test -S $OVSRUN/db.sock
+    start ovs-vswitchd ovs-vswitchd unix:$OVSRUN/db.sock --pidfile=$OVSRUN/ovs-vswitchd.pid
+}
+# switch_down: the datapath's taps outlive a plain TERM (br-int, br-ex, ovs-netdev); exit --cleanup deletes them, but not
+# what Neutron's agents have moved into namespaces. Found there again, dead, it would not be made anew.
+switch_down() {
+    local p n d
+    if p=$(pid_of ovs-vswitchd); then timeout 10 ovs-appctl -t "$OVSRUN/ovs-vswitchd.$p.ctl" exit --cleanup; fi
+    stop_all 15 "$@" ovs-vswitchd ovsdb-server
+    [ "$MECHANISM" = ovs ] || return 0
+    for n in $(ip netns list | awk '/^(qdhcp|qrouter)-/ {print $1}'); do
+        for d in $(ip -n "$n" -o link | awk -F'[ :@]+' '$2 ~ /^(tap|qr-|qg-)/ {print $2}'); do ip -n "$n" link del "$d"; done
+    done
+}
+
 case ${1-} in
 start)
     mkdir -p $OVSRUN $OVNRUN "$STATE/ovs" "$N"
     if ! running ovsdb-server; then
         rm -f "$STATE/ovs/conf.db"; ovsdb-tool create "$STATE/ovs/conf.db" /usr/share/openvswitch/vswitch.ovsschema || exit 1
-        start ovsdb-server ovsdb-server "$STATE/ovs/conf.db" --remote=punix:$OVSRUN/db.sock \
-            --remote=db:Open_vSwitch,Open_vSwitch,manager_options --pidfile=$OVSRUN/ovsdb-server.pid
-        wait_for ovsdb-server 30 test -S $OVSRUN/db.sock
+        fresh=1
+    fi
+    switch_up
+    if [ -n "${fresh-}" ]; then
         # shellcheck disable=SC2086
         switch init && switch set Open_vSwitch . external_ids:system-id="$COMPUTE_HOST" external_ids:hostname="$COMPUTE_HOST" ${OVS_SET-} || exit 1
     fi
-    start ovs-vswitchd ovs-vswitchd unix:$OVSRUN/db.sock --pidfile=$OVSRUN/ovs-vswitchd.pid
     ovs-vsctl --timeout=30 --may-exist add-br br-ex -- set Bridge br-ex datapath_type=netdev || dead ovs-vswitchd "made no br-ex"
     [ "$MECHANISM" = ovn ] || exit 0
     for d in nb sb; do
@@ -39,10 +59,12 @@ start)
     chassis() { [ -n "$(ovn-sbctl --timeout=5 --bare --columns=name find Chassis hostname="$COMPUTE_HOST")" ]; }
     wait_for ovn-controller 60 chassis
     alive ovsdb-server ovs-vswitchd ovn-nb ovn-sb ovn-northd ;;
+restart)
+    # Neutron's own ports are taps of the datapath that goes: its agents make them anew as they start.
+    [ "$MECHANISM" != ovs ] || stop_all 30 neutron-dhcp-agent neutron-l3-agent
+    switch_down; switch_up ;;
 stop)
     stop ovn-controller
-    # The datapath's taps outlive a plain TERM (br-int, br-ex, ovs-netdev); exit --cleanup deletes them.
-    if p=$(pid_of ovs-vswitchd); then timeout 10 ovs-appctl -t "$OVSRUN/ovs-vswitchd.$p.ctl" exit --cleanup; fi
-    stop_all 15 ovn-northd ovn-nb ovn-sb ovs-vswitchd ovsdb-server ;;
-*) echo "usage: ovs.sh start | stop" >&2; exit 2 ;;
+    switch_down ovn-northd ovn-nb ovn-sb ;;
+*) echo "usage: ovs.sh start | restart | stop" >&2; exit 2 ;;
 esac

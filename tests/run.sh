@@ -177,7 +177,20 @@ mend_cloud() {
     devstack/up.sh
 }
 step_cloud_tests() {
-    MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest cloud.log -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
+    MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest "${CLOUD_LOG:-cloud.log}" -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
+}
+# The tests of what reaches what, on a cloud of the mechanism NET that is brought up for them and taken down.
+NET_TESTS='^(TestFirstServer|TestNetwork|TestMachine|TestIsolation|TestMatrix|TestSpoofing|TestSpoofingIPv6|TestGuestsIPv6|TestAttachInterface|TestTwenty)$'
+step_net() {
+    local rc=0
+    export WITH_HEAT=0 WITH_HORIZON=0 NOVALET_NET_TESTS=1
+    if step_cloud; then
+        CLOUD_LOG=cloud-$NET.log CLOUD_RUN=${CLOUD_RUN:-$NET_TESTS} step_cloud_tests || rc=1
+    else
+        rc=1
+    fi
+    [ -z "$cloud_up" ] || step_cloud_down || rc=1
+    return $rc
 }
 # The life of a server on a cloud of the newest release, which is brought up for it and taken down.
 RELEASE_TESTS='^(TestRelease|TestFirstServer|TestRegistration|TestDisable|TestLifecycle|TestNetwork|TestMachine|TestSnapshot|TestRebuild|TestRescue|TestAttachInterface|TestShelve|TestHeat|TestKill.*)$'
@@ -294,6 +307,7 @@ for s in "$@"; do
         cloud-tests) step cloud-tests 17 ;;
         tempest-smoke) step tempest-smoke 12 ;;
         cloud-down) step cloud-down 2 ;;
+        net) step build 2 && for n in ${NET:-ovs ovs-hybrid ovn}; do echo "NET=$n"; NET=$n step net 30; done ;;
         release) step build 2 && step release 45 ;;
         vm) step build 2 && step vm 10 ;;
         packages|packages-demo) "step_${s//-/_}" || exit 1; exit 0 ;;

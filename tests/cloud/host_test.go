@@ -50,12 +50,14 @@ func snapshot(t testing.TB) []string {
 	}
 	// Neutron's own ends, of routers and DHCP servers, are wired when it comes to it; states change by themselves.
 	for l := range strings.Lines(run("ip", "-o", "link")) {
-		if f := strings.Fields(l); len(f) > 1 && !strings.Contains(l, "link-netns q") {
+		if f := strings.Fields(l); len(f) > 1 && !regexp.MustCompile(`link-netns (q|ovnmeta-)`).MatchString(l) {
 			add("link", f[1], regexp.MustCompile(`^(tap|qvo|qvb|qbr|veth|nvl|eth[0-9]+@)`))
 		}
 	}
 	add("netns", run("ip", "netns", "list"), regexp.MustCompile(`novalet`))
-	add("rule", run("iptables-save"), regexp.MustCompile(`tap[0-9a-f]|neutron-linuxbri-[iso][0-9a-f]{4,}`))
+	// Nor are the rules that let the ports of routers and DHCP servers through.
+	rules := regexp.MustCompile(`(?m)^.*"Accept all packets when port is trusted\."`).ReplaceAllString(run("iptables-save"), "")
+	add("rule", rules, regexp.MustCompile(`tap[0-9a-f]|neutron-linuxbri-[iso][0-9a-f]{4,}`))
 	add("loop", run("losetup", "-l", "-n", "-O", "BACK-FILE"), regexp.MustCompile(regexp.QuoteMeta(state(t))+`/.*instances`))
 	for _, dir := range []string{filepath.Join(state(t), "novalet")} {
 		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {

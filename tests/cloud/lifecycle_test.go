@@ -17,7 +17,7 @@ func TestLifecycle(t *testing.T) {
 	t.Cleanup(func() { unchanged(t, before) })
 	group := openGroup(t, u, 80)
 	s := boot(t, u, bootOpts{name: "lifecycle", image: image, groups: []string{group}, metadata: map[string]string{"role": "web"}})
-	ns := routerNS(t, u)
+	ns := besideNS(t, u)
 	ip, _ := fixedIP(t, u, s.ID)
 
 	t.Run("show", func(t *testing.T) {

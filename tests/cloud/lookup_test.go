@@ -49,9 +49,13 @@ func flavorID(t testing.TB, u *user, name string) string {
 	return id.(string)
 }
 
-// routerNS is the network namespace of the router of a user's network.
-func routerNS(t testing.TB, u *user) string {
+// besideNS is a network namespace of Neutron's on a user's network, from which the tests look at instances: that of the
+// router, or of the metadata agent where routers are flows of OVN.
+func besideNS(t testing.TB, u *user) string {
 	t.Helper()
+	if mechanism(t) == "ovn" {
+		return "ovnmeta-" + networkID(t, u, privateNet(u))
+	}
 	p, err := routers.List(u.network, routers.ListOpts{ProjectID: u.project}).AllPages(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -20,7 +20,7 @@ func TestMachine(t *testing.T) {
 	group := openGroup(t, u, 22)
 	s := boot(t, u, bootOpts{name: "machine", image: image, flavor: "m1.small", key: key, groups: []string{group}, metadata: map[string]string{"color": "blue"},
 		userData: "#cloud-config\nwrite_files:\n- {path: /srv/from-user-data, content: it works}\n"})
-	ns := routerNS(t, u)
+	ns := besideNS(t, u)
 	ip, port := fixedIP(t, u, s.ID)
 	waitLog(t, u, s.ID, "machine login:", long)
 	waitSSH(t, ns, file, "debian", ip)
@@ -105,7 +105,7 @@ func TestCloudImage(t *testing.T) {
 	image := upload(t, u, imageSpec{name: "novalet-test-cloud-image", container: "bare", disk: "qcow2"}, mustOpen(t, cloudImage(t)))
 	key, file := newKey(t, u)
 	s := boot(t, u, bootOpts{name: "cloud-image", image: image, flavor: "m1.small", key: key, groups: []string{openGroup(t, u, 22)}})
-	ns := routerNS(t, u)
+	ns := besideNS(t, u)
 	ip, _ := fixedIP(t, u, s.ID)
 	waitLog(t, u, s.ID, "cloud-image login:", long)
 	waitSSH(t, ns, file, "debian", ip)

@@ -14,7 +14,7 @@ func TestNetwork(t *testing.T) {
 	image := appImage.id(t, u)
 	group := openGroup(t, u) // ICMP alone
 	s := boot(t, u, bootOpts{image: image, groups: []string{group}})
-	ns := routerNS(t, u)
+	ns := besideNS(t, u)
 	ip, port := fixedIP(t, u, s.ID)
 
 	t.Run("security group", func(t *testing.T) {
@@ -77,8 +77,11 @@ func TestNetwork(t *testing.T) {
 		}
 	})
 	t.Run("name look-up", func(t *testing.T) {
-		// Neutron's DHCP server knows each port by this name.
+		// Neutron's DHCP server knows each port by this name, OVN by that of the server.
 		name := "host-" + strings.ReplaceAll(ip, ".", "-") + ".openstacklocal"
+		if mechanism(t) == "ovn" {
+			name = "testnetwork.cloud.internal"
+		}
 		eventually(t, long, "the resolver knows "+name, func() error {
 			// Its answer for an IPv6 address is a refusal, which nslookup ends with.
 			out, err := novalet("exec", s.ID, "/bin/sh", "-c", "nslookup "+name+"; true")
@@ -129,8 +132,8 @@ func TestIsolation(t *testing.T) {
 	ipa, _ := fixedIP(t, a, sa.ID)
 	ipb, _ := fixedIP(t, b, sb.ID)
 	// Each is there for its own side …
-	ping(t, routerNS(t, a), ipa)
-	ping(t, routerNS(t, b), ipb)
+	ping(t, besideNS(t, a), ipa)
+	ping(t, besideNS(t, b), ipb)
 	// … and absent for the other.
 	for _, c := range []struct{ from, to string }{{sa.ID, ipb}, {sb.ID, ipa}} {
 		for range 3 {
@@ -157,7 +160,7 @@ func TestTwenty(t *testing.T) {
 		deleteAll(t, u, ids)
 		unchanged(t, before)
 	})
-	ns := routerNS(t, u)
+	ns := besideNS(t, u)
 	for _, id := range ids {
 		waitStatus(t, u, id, "ACTIVE")
 	}
