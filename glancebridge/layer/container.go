@@ -51,17 +51,10 @@ func readContainer(r io.Reader, enc *Encoder, o ArchiveOptions) (*Result, error)
 	at := &placeReader{r: r}
 	tr := tar.NewReader(at)
 	for n := 0; ; n++ {
-		hdr, err := tr.Next()
+		hdr, name, err := nextMember(tr, n)
 		if err == io.EOF {
 			break
 		}
-		if err != nil {
-			return nil, tarError(err)
-		}
-		if n > maxMembers {
-			return nil, Refuse("the archive has more than %d members", maxMembers)
-		}
-		name, err := CleanName(hdr.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -86,6 +79,22 @@ func readContainer(r io.Reader, enc *Encoder, o ArchiveOptions) (*Result, error)
 		return nil, err
 	}
 	return c.resolve()
+}
+
+// nextMember goes on to member n of a container archive; io.EOF is its end.
+func nextMember(tr *tar.Reader, n int) (*tar.Header, string, error) {
+	hdr, err := tr.Next()
+	if err == io.EOF {
+		return nil, "", err
+	}
+	if err != nil {
+		return nil, "", tarError(err)
+	}
+	if n > maxMembers {
+		return nil, "", Refuse("the archive has more than %d members", maxMembers)
+	}
+	name, err := CleanName(hdr.Name)
+	return hdr, name, err
 }
 
 func (c *container) member(name string, size int64, r io.Reader) error {

@@ -25,22 +25,16 @@ func IndexArchive(r io.ReadSeeker, o ArchiveOptions) ([]IndexedLayer, error) {
 	var at []IndexedLayer
 	tr := tar.NewReader(r)
 	for n := 0; ; n++ {
-		hdr, err := tr.Next()
+		hdr, name, err := nextMember(tr, n)
 		if err == io.EOF {
 			break
 		}
-		if err != nil {
-			return nil, tarError(err)
-		}
-		name, err := CleanName(hdr.Name)
 		if err != nil {
 			return nil, err
 		}
 		switch {
 		case n == 0 && kindOfName(name) != kindContainer:
 			return nil, Refuse("the archive does not begin as a container image")
-		case n > maxMembers:
-			return nil, Refuse("the archive has more than %d members", maxMembers)
 		case isSparse(hdr):
 			return nil, Refuse("the archive has sparse members")
 		}

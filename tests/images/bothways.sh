@@ -1,0 +1,52 @@
+#!/bin/bash
+# bothways.sh: one file boots as a virtual machine in QEMU, to the login prompt on its serial console, and as a machine instance
+# of `novalet demo`, and is the same afterwards. The file is made once, as distributions publish theirs (cloudimage.sh). Needs
+# root and bin/novalet; KVM is used only when VM_ACCEL=kvm asks for it, so the first half takes minutes.
+set -eu
+cd "$(dirname "$0")/../.."
+[ "$(uname -m)" = x86_64 ] || { echo "the virtual machine is made for x86_64" >&2; exit 1; }
+cache=${NOVALET_IMAGE_CACHE:-/var/cache/novalet/images}
+image=$cache/debian-12-vm.qcow2
+deadline=${VM_TIMEOUT:-1200} # seconds
+mkdir -p "$cache"
+work=$(mktemp -d); pid=
+trap '[ -z "$pid" ] || kill -9 "$pid" 2>/dev/null || true; rm -rf "$work"' EXIT
+if [ ! -s "$image" ]; then
+    echo "   making $image: some minutes, once"
+    tests/images/debian.sh "$work/root.tar.gz" vm
+    tests/images/cloudimage.sh "$work/root.tar.gz" "$image"
+    rm "$work/root.tar.gz"
+fi
+sum() { sha256sum "$image" | cut -d' ' -f1; }
+before=$(sum) t0=$SECONDS
+: >"$work/console"
+# snapshot=on: what the guest writes goes to a file of QEMU's own.
+TMPDIR=$work qemu-system-x86_64 -accel "${VM_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none \
+    -drive "file=$image,if=none,id=root,format=qcow2,snapshot=on" -device virtio-blk-pci,drive=root -device virtio-rng-pci \
+    -serial "file:$work/console" >"$work/qemu.log" 2>&1 </dev/null &
+pid=$!
+until tr -d '\r' <"$work/console" | grep -aq ' login: *$'; do
+    if ! kill -0 "$pid" 2>/dev/null || [ $((SECONDS - t0)) -gt "$deadline" ]; then
+        echo "no login prompt in QEMU after $((SECONDS - t0)) s; the end of its console:" >&2
+        tail -n 5 "$work/qemu.log" >&2
+        tail -n 30 "$work/console" | tr -d '\r' >&2
+        exit 1
+    fi
+    sleep 1
+done
+kill -9 "$pid"
+wait "$pid" 2>/dev/null || true
+pid=
+echo "   QEMU: login prompt after $((SECONDS - t0)) s"
+[ "$(sum)" = "$before" ] || { echo "QEMU changed the file" >&2; exit 1; }
+
+# The demo's application comes from its own folder; its machine is this file.
+tests/images/demo.sh "$cache" >/dev/null
+mkdir "$work/images"
+cp "$cache/web.tar" "$cache/web.tar.json" "$work/images/"
+ln "$image" "$work/images/machine" 2>/dev/null || cp "$image" "$work/images/machine"
+printf '{"id": "00000000-0000-4000-8000-000000000012", "name": "debian-12", "status": "active", "container_format": "bare", "disk_format": "qcow2", "size": %s, "os_hash_algo": "sha256", "os_hash_value": "%s", "file": "machine"}\n' \
+    "$(stat -c %s "$image")" "$before" >"$work/images/machine.json"
+bin/novalet demo --images "$work/images" --timeout 10m
+[ "$(sum)" = "$before" ] || { echo "novalet changed the file" >&2; exit 1; }
+echo "   the file is the same: $before"
