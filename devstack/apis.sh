@@ -2,11 +2,12 @@
 # api NAME: start a REST service. Zed's are programs or scripts for uwsgi; those of the releases from PyPI are Python
 # modules that a WSGI server loads. Needs vars.sh and lib.sh.
 
-# wsgi NAME PORT MODULE [VARIABLE=VALUE...]
+# wsgi NAME PORT MODULE [VARIABLE=VALUE...]; WORKERS are options of uwsgi, PYARGV of the module.
 wsgi() {
     local n=$1 port=$2 module=$3; shift 3
+    # shellcheck disable=SC2086
     start "$n" env "$@" uwsgi --ini "$ETC/uwsgi.ini" --http-socket "127.0.0.1:$port" --module "$module:application" \
-        --pyargv "${PYARGV-}"
+        ${WORKERS-} --pyargv "${PYARGV-}"
 }
 
 api_debian() {
@@ -31,7 +32,9 @@ api_venv() {
                    for n in "${neutron_workers[@]}"; do
                        start "$n" "$n" --config-file "$ETC/neutron.conf" --config-file "$ETC/ml2_conf.ini"
                    done ;;
-        nova)      wsgi nova-api 8774 nova.wsgi.osapi_compute OS_NOVA_CONFIG_DIR="$ETC" "OS_NOVA_CONFIG_FILES=$SHARE/nova/api-paste.ini;nova.conf"
+        nova)      # Until Nova left eventlet, threads of the WSGI server lost each other's answers from the bus.
+                   [ "$RELEASE" != 2025.1 ] || local WORKERS="--threads 1 --processes 3"
+                   wsgi nova-api 8774 nova.wsgi.osapi_compute OS_NOVA_CONFIG_DIR="$ETC" "OS_NOVA_CONFIG_FILES=$SHARE/nova/api-paste.ini;nova.conf"
                    wsgi nova-metadata 8775 nova.wsgi.metadata OS_NOVA_CONFIG_DIR="$ETC" "OS_NOVA_CONFIG_FILES=$SHARE/nova/api-paste.ini;nova.conf" ;;
         heat)      PYARGV="--config-file $ETC/heat.conf" wsgi heat-api 8004 heat.wsgi.api ;;
     esac

@@ -24,8 +24,8 @@ RELEASE=${RELEASE:-${SAVED_RELEASE:-zed}}
 case $RELEASE in
     zed)    VENV='' SHARE=/etc PYTHON=/usr/bin/python3 NETS='linuxbridge ovs ovs-hybrid ovn' ;;
     # Neutron has no Linux bridge there.
-    2026.2) VENV=$CACHE/python-$RELEASE SHARE=$VENV/etc PYTHON=$VENV/bin/python3 NETS='ovn ovs ovs-hybrid' ;;
-    *) echo "RELEASE=$RELEASE: supported are zed (the packages of Debian 12) and 2026.2 (those of PyPI)" >&2; exit 2 ;;
+    2025.1|2026.2) VENV=$CACHE/python-$RELEASE SHARE=$VENV/etc PYTHON=$VENV/bin/python3 NETS='ovn ovs ovs-hybrid' ;;
+    *) echo "RELEASE=$RELEASE: supported are zed (the packages of Debian 12), 2025.1 and 2026.2 (those of PyPI)" >&2; exit 2 ;;
 esac
 [ -z "$VENV" ] || PATH=$VENV/bin:$PATH
 NET=${NET:-${SAVED_NET:-${NETS%% *}}}
