@@ -69,7 +69,10 @@ func (a *API) allocate(ctx context.Context, r *novalet.AllocateRequest) (novalet
 	b := &binder{a: a, r: r, user: user, admin: admin, ext: ext, groups: groups, undo: &undo}
 	info, err := b.run(ctx, want)
 	if err != nil {
-		if _, uerr := undo.Unwind(ctx); uerr != nil {
+		// What ended the request must not end its undoing.
+		undoCtx, cancel := unbroken(ctx)
+		defer cancel()
+		if _, uerr := undo.Unwind(undoCtx); uerr != nil {
 			a.log.Warn("ports left behind after a failed allocation", "instance", r.Instance.UUID, "error", uerr)
 		}
 		return nil, err

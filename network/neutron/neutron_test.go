@@ -230,6 +230,26 @@ func TestNetworkFaults(t *testing.T) {
 	}
 }
 
+// TestCancelledAllocation: a boot that ends while Neutron makes its port takes the port back by itself.
+func TestCancelledAllocation(t *testing.T) {
+	f := newFake(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	gone := errors.New("the image cannot be had")
+	f.fail = func(method, path string) (int, string) {
+		if method == http.MethodGet && strings.Contains(path, "subnets") {
+			cancel(gone)
+		}
+		return 0, ""
+	}
+	if _, err := newAPI(t, f).Allocate(ctx, request(novalet.NetworkRequest{NetworkID: netB})); err == nil {
+		t.Error("an allocation whose context ended reports success")
+	}
+	if f.count() != 0 {
+		t.Errorf("%d ports left behind", f.count())
+	}
+}
+
 func post(status int, kind string) func(*fakeNeutron, *novalet.AllocateRequest) {
 	return func(f *fakeNeutron, _ *novalet.AllocateRequest) {
 		f.fail = func(method, path string) (int, string) {
