@@ -29,14 +29,7 @@ func dualStack(t testing.TB, u *user, mode string) (network, gateway string) {
 		// Ports of its DHCP server may be on their way.
 		retry(t, "delete network "+name, func(ctx context.Context) error { return networks.Delete(ctx, u.network, n.ID).ExtractErr() })
 	})
-	p, err := routers.List(u.network, routers.ListOpts{ProjectID: u.project}).AllPages(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := routers.ExtractRouters(p)
-	if err != nil || len(l) == 0 {
-		t.Fatalf("routers of %s: %v, %v", u.name, l, err)
-	}
+	router := routerID(t, u)
 	for _, o := range []subnets.CreateOpts{
 		{NetworkID: n.ID, IPVersion: gophercloud.IPv4, CIDR: "10.66.0.0/24"},
 		{NetworkID: n.ID, IPVersion: gophercloud.IPv6, CIDR: "fd66::/64", IPv6RAMode: mode, IPv6AddressMode: mode},
@@ -46,12 +39,12 @@ func dualStack(t testing.TB, u *user, mode string) (network, gateway string) {
 			t.Fatalf("create subnet %s: %v", o.CIDR, err)
 		}
 		gateway = s.GatewayIP
-		if _, err := routers.AddInterface(t.Context(), u.network, l[0].ID, routers.AddInterfaceOpts{SubnetID: s.ID}).Extract(); err != nil {
+		if _, err := routers.AddInterface(t.Context(), u.network, router, routers.AddInterfaceOpts{SubnetID: s.ID}).Extract(); err != nil {
 			t.Fatalf("join router and subnet %s: %v", o.CIDR, err)
 		}
 		t.Cleanup(func() {
 			retry(t, "part router and subnet "+o.CIDR, func(ctx context.Context) error {
-				_, err := routers.RemoveInterface(ctx, u.network, l[0].ID, routers.RemoveInterfaceOpts{SubnetID: s.ID}).Extract()
+				_, err := routers.RemoveInterface(ctx, u.network, router, routers.RemoveInterfaceOpts{SubnetID: s.ID}).Extract()
 				return err
 			})
 		})

@@ -56,6 +56,12 @@ func besideNS(t testing.TB, u *user) string {
 	if mechanism(t) == "ovn" {
 		return "ovnmeta-" + networkID(t, u, privateNet(u))
 	}
+	return "qrouter-" + routerID(t, u)
+}
+
+// routerID is the router of a user's project.
+func routerID(t testing.TB, u *user) string {
+	t.Helper()
 	p, err := routers.List(u.network, routers.ListOpts{ProjectID: u.project}).AllPages(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -64,5 +70,5 @@ func besideNS(t testing.TB, u *user) string {
 	if err != nil || len(l) == 0 {
 		t.Fatalf("routers of %s: %v, %v", u.name, l, err)
 	}
-	return "qrouter-" + l[0].ID
+	return l[0].ID
 }
