@@ -178,7 +178,8 @@ type VIFPlugger interface {
 	Check(vif *VIF) error
 	// Plug makes the host side of the VIF and puts its inner end into the namespace.
 	Plug(ctx context.Context, r *PlugRequest) error
-	// Configure sets the addresses and routes of a Static plug again after they changed.
+	// Configure makes a plug follow its port's addresses after they changed: those inside, and the routes, of a Static one,
+	// and on the host what keeps an instance from speaking under others.
 	Configure(ctx context.Context, r *PlugRequest) error
 	// Unplug removes the host side. Nil when nothing is there. It does not wait for the kernel to free the device.
 	Unplug(ctx context.Context, instanceUUID string, vif *VIF) error

@@ -292,17 +292,14 @@ func (a *Agent) putNetworkInfo(ctx context.Context, in *instance, rc novalet.Req
 	return nil
 }
 
-// configure sets the addresses of a running application instance again.
+// configure makes the plugs of a running instance follow its ports' addresses.
 func (a *Agent) configure(ctx context.Context, in *instance, info novalet.NetworkInfo) error {
-	if !in.static() {
-		return nil
-	}
 	st, err := a.runtime.Status(ctx, in.uuid)
 	if err != nil || st.NetNS == "" {
 		return err
 	}
 	var errs []error
-	requests := in.plugRequests(info, st.NetNS, true)
+	requests := in.plugRequests(info, st.NetNS, in.static())
 	for i := range requests {
 		errs = append(errs, a.plugger.Configure(ctx, &requests[i]))
 	}

@@ -55,6 +55,18 @@ func TestFixedIPs(t *testing.T) {
 	}
 }
 
+// A machine sets its addresses itself, but the host's side of its plug follows the port all the same.
+func TestFixedIPOfAMachine(t *testing.T) {
+	l := newLab(t)
+	uuid := l.boot(func(op *novalet.Operation) { op.Args.Build.Image.ID = diskImage })
+	before := l.h.Faults.Calls("VIFPlugger.Configure")
+	l.cast(uuid, novalet.MethodAddFixedIP, novalet.TaskNone, novalet.OperationArgs{NetworkID: "net"})
+	eventually(t, "the plug was configured", func() bool { return l.idle(uuid) && l.h.Faults.Calls("VIFPlugger.Configure") > before })
+	if shown, inside := l.addresses(uuid); len(shown) != 2 || len(inside) != 0 {
+		t.Errorf("Nova shows %v, the host set %v inside", shown, inside)
+	}
+}
+
 // A crash after Neutron gave the address does not make it two.
 func TestFixedIPOnce(t *testing.T) {
 	l := newLab(t)

@@ -59,13 +59,18 @@ func loadClassifier(prog []insn) (int, error) {
 
 // classify puts a program in the way of what comes in at a device. The same name again replaces it in one step.
 func (p *Plugger) classify(link netlink.Link, fd int, name string) error {
+	return p.classifyAt(link, fd, name, 1)
+}
+
+// classifyAt does so at a priority: what one program has no opinion about is the next one's.
+func (p *Plugger) classifyAt(link netlink.Link, fd int, name string, priority uint16) error {
 	index := link.Attrs().Index
 	clsact := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	if err := p.h.QdiscAdd(clsact); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add clsact to %s: %w", link.Attrs().Name, err)
 	}
 	f := &netlink.BpfFilter{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: priority},
 		Fd:          fd, Name: name, DirectAction: true,
 	}
 	if err := p.h.FilterReplace(f); err != nil {

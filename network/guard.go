@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -13,19 +14,46 @@ import (
 	"github.com/novalet/novalet"
 )
 
-// GuardKey is the key of the details of a VIF of type bridge that asks for the host's own guard against spoofing, where
-// nothing else filters (Neutron's mechanisms do it by themselves). Its value is true.
+// GuardKey is the key of the details of a VIF of type bridge or macvtap that asks for the host's own guard against
+// spoofing, where nothing else filters (most of Neutron's mechanisms do it by themselves). Its value is true.
 //
 // What the guard lets an instance send, from the port's MAC address alone: ARP with its own MAC and IPv4 addresses, IPv4
-// from these addresses but not from a DHCP server's port, and a DHCP client's requests. IPv6 and all else is dropped, so
-// a VIF that asks for it must be on a network of IPv4 alone.
+// from these addresses but not from a DHCP server's port, and a DHCP client's requests. On type macvtap, the like of
+// IPv6 (see ipv6); on type bridge IPv6 is dropped, so a VIF that asks for it must be on a network of IPv4 alone. All else
+// is dropped.
 const GuardKey = "novalet_guard"
 
 const guardName = "novalet_guard"
 
 func guarded(v *novalet.VIF) bool {
 	var yes bool
-	return v.Type == "bridge" && json.Unmarshal(v.Details[GuardKey], &yes) == nil && yes
+	return (v.Type == "bridge" || v.Type == "macvtap") && json.Unmarshal(v.Details[GuardKey], &yes) == nil && yes
+}
+
+// reguard makes a guard follow the port, whose addresses change, and which may be opened.
+func (p *Plugger) reguard(v *novalet.VIF) error {
+	link, err := p.link(tapName(v.ID))
+	if err != nil || link == nil {
+		return err
+	}
+	if guarded(v) {
+		return p.guard(link, v)
+	}
+	if v.Type != "macvtap" {
+		return nil
+	}
+	have, err := p.h.FilterList(link, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return fmt.Errorf("list classifiers of %s: %w", link.Attrs().Name, err)
+	}
+	for _, f := range have {
+		if b, ok := f.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, guardName) {
+			if err := p.h.FilterDel(f); err != nil {
+				return fmt.Errorf("remove classifier of %s: %w", link.Attrs().Name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // guard puts the filter in the way of what the instance sends, before the device is up. A kernel that cannot do it is
@@ -67,6 +95,7 @@ const (
 	opJumpLt  = 0xa5
 	opJumpEqW = 0x16 // of the lower 32 bits
 	opJumpNeW = 0x56
+	opCall    = 0x85
 	opExit    = 0x95
 )
 
@@ -85,6 +114,9 @@ func (a *assembler) jump(op, reg byte, imm uint32, to string) {
 	a.jumps[len(a.prog)] = to
 	a.add(op, reg, 0, int32(imm))
 }
+
+// fresh is a label that nobody else uses.
+func (a *assembler) fresh() string { return fmt.Sprintf("#%d", len(a.prog)) }
 
 func (a *assembler) label(name string) { a.labels[name] = len(a.prog) }
 
@@ -108,6 +140,7 @@ func guardProgram(v *novalet.VIF) ([]insn, error) {
 		return nil, err
 	}
 	var own []uint32
+	own6 := []netip.Addr{linkLocal(mac)}
 	for _, s := range v.Network.Subnets {
 		for _, ip := range s.IPs {
 			addr, err := netip.ParseAddr(ip.Address)
@@ -117,6 +150,8 @@ func guardProgram(v *novalet.VIF) ([]insn, error) {
 			if addr.Is4() {
 				b := addr.As4()
 				own = append(own, binary.BigEndian.Uint32(b[:]))
+			} else {
+				own6 = append(own6, addr)
 			}
 		}
 	}
@@ -148,6 +183,9 @@ func guardProgram(v *novalet.VIF) ([]insn, error) {
 	fromMAC(6)
 	load(opAbsH, 12)
 	a.jump(opJumpEq, r0, unix.ETH_P_ARP, "arp")
+	if v.Type == "macvtap" {
+		a.jump(opJumpEq, r0, unix.ETH_P_IPV6, "ipv6")
+	}
 	a.jump(opJumpNe, r0, unix.ETH_P_IP, "drop")
 
 	load(opAbsW, 26)
@@ -190,6 +228,12 @@ func guardProgram(v *novalet.VIF) ([]insn, error) {
 		a.jump(opJumpEqW, r0, addr, "pass")
 	}
 	a.jump(opJumpEqW, r0, 0, "pass") // a probe: does anybody have this address?
+
+	a.jump(opJump, 0, 0, "drop")
+
+	if v.Type == "macvtap" {
+		a.ipv6(own6)
+	}
 
 	a.label("drop")
 	a.add(opMovImm, r0, 0, tcActShot)

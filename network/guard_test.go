@@ -127,6 +127,35 @@ func arp(mac, ip string) []byte {
 	return append(b, netip.MustParseAddr(victimIP).AsSlice()...)
 }
 
+// attack is a frame, and whether a guard lets it pass.
+type attack struct {
+	name  string
+	frame []byte
+	pass  bool
+}
+
+// tryAttacks sends frames from one instance to another. With a guard, those come that it lets pass, without all.
+func tryAttacks(t *testing.T, a, b *os.File, frames []attack, on bool) {
+	t.Helper()
+	from, to := openWire(t, a), openWire(t, b)
+	for i, f := range frames {
+		// Frames keep their order: once the mark that was sent behind one is there, the one comes no more.
+		tag, mark := fmt.Sprintf("frame %d of the attack", i), fmt.Sprintf("the mark behind %d.", i)
+		from.send(seal(f.frame, tag))
+		from.send(seal(ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, unix.IPPROTO_TCP, nil, 1000, 80)), mark))
+		got := to.first(30*time.Second, tag, mark)
+		if got == "" {
+			t.Fatalf("%s: the mark behind it never came", f.name)
+		}
+		if passed := got == tag; passed != (f.pass || !on) {
+			t.Errorf("%s: passed is %v", f.name, passed)
+		}
+		if got == tag && to.first(30*time.Second, mark) == "" {
+			t.Fatalf("%s: the mark behind it never came", f.name)
+		}
+	}
+}
+
 // TestGuard sends frames past the guard, and the same ones where it is not asked for: there all of them come through, so
 // each is an attack that the guard stops.
 func TestGuard(t *testing.T) {
@@ -136,11 +165,7 @@ func TestGuard(t *testing.T) {
 	advert = append(append(advert, netip.MustParseAddr("ff02::1").AsSlice()...), 134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0)
 	later := ip4(evilIP, udp, nil, 67, 68)
 	later[7] = 1 // the offset of a fragment: its data may be anything
-	frames := []struct {
-		name  string
-		frame []byte
-		pass  bool
-	}{
+	frames := []attack{
 		{"TCP as itself", ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, tcp, nil, 1000, 80)), true},
 		{"UDP as itself", ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, udp, nil, 1000, 53)), true},
 		{"the second address", ether(evilMAC, unix.ETH_P_IP, ip4("10.78.0.20", udp, nil, 1000, 53)), true},
@@ -190,23 +215,7 @@ func TestGuard(t *testing.T) {
 			if err := ping(a, victimIP); err != nil {
 				t.Fatalf("as itself: %v", err)
 			}
-			from, to := openWire(t, a), openWire(t, b)
-			for i, f := range frames {
-				// Frames keep their order: once the mark that was sent behind one is there, the one comes no more.
-				tag, mark := fmt.Sprintf("frame %d of the attack", i), fmt.Sprintf("the mark behind %d.", i)
-				from.send(seal(f.frame, tag))
-				from.send(seal(ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, tcp, nil, 1000, 80)), mark))
-				got := to.first(30*time.Second, tag, mark)
-				if got == "" {
-					t.Fatalf("%s: the mark behind it never came", f.name)
-				}
-				if passed := got == tag; passed != (f.pass || !on) {
-					t.Errorf("%s: passed is %v", f.name, passed)
-				}
-				if got == tag && to.first(30*time.Second, mark) == "" {
-					t.Fatalf("%s: the mark behind it never came", f.name)
-				}
-			}
+			tryAttacks(t, a, b, frames, on)
 			if l, err := p.h.LinkByName("ifbaaaaaaaa-69"); err != nil || l.Attrs().Statistics.TxPackets == 0 {
 				t.Errorf("nothing took the detour: %v, %v", l, err)
 			}

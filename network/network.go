@@ -147,6 +147,11 @@ func (p *Plugger) Check(vif *novalet.VIF) error {
 		return nil
 	case "tap":
 		return nil
+	case "macvtap":
+		if _, err := macvtapOf(vif); err != nil {
+			return refuse(novalet.ErrAbort, err.Error()+".")
+		}
+		return nil
 	case "binding_failed", "unbound", "":
 		return refuse(novalet.ErrReschedule, "no network agent of this host has bound it.")
 	case "vhostuser":
@@ -189,6 +194,10 @@ func (p *Plugger) plug(ctx context.Context, r *novalet.PlugRequest) error {
 		if err := p.plugPair(r, ns, bridge); err != nil {
 			return err
 		}
+	case r.VIF.Type == "macvtap":
+		if err := p.plugMacvtap(r, ns); err != nil {
+			return err
+		}
 	case hybrid(r.VIF):
 		if err := p.plugHybrid(ctx, r, ns); err != nil {
 			return err
@@ -215,7 +224,11 @@ func (p *Plugger) Configure(_ context.Context, r *novalet.PlugRequest) error {
 		return fmt.Errorf("configure vif %s: %w", r.VIF.ID, err)
 	}
 	defer ns.Close()
-	if err := p.configure(r, ns); err != nil {
+	err = p.reguard(r.VIF)
+	if err == nil && r.Static {
+		err = p.configure(r, ns)
+	}
+	if err != nil {
 		return fmt.Errorf("configure vif %s: %w", r.VIF.ID, err)
 	}
 	return nil
@@ -248,7 +261,7 @@ func (p *Plugger) unplug(ctx context.Context, instanceUUID, portID string, ovs b
 			}
 		}
 	}
-	for _, name := range []string{tapName(portID), ifbName(portID), qvbName(portID), qbrName(portID)} {
+	for _, name := range []string{macvtapName(portID), tapName(portID), ifbName(portID), qvbName(portID), qbrName(portID)} {
 		link, err := p.link(name)
 		if err != nil {
 			errs = append(errs, err)

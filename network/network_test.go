@@ -23,6 +23,12 @@ func TestCheck(t *testing.T) {
 		{"bridge", func(*novalet.VIF) {}, nil, ""},
 		{"ovs", func(v *novalet.VIF) { v.Type, v.Network.Bridge = "ovs", "br-int" }, nil, ""},
 		{"tap", func(v *novalet.VIF) { v.Type, v.Network.Bridge = "tap", "" }, nil, ""},
+		{"macvtap", macvtapWith("macvtap_source", `"eno1.7"`), nil, ""},
+		{"macvtap on a bad name", macvtapWith("macvtap_source", `"../x"`), novalet.ErrAbort, "PortBindingFailed"},
+		{"macvtap on nothing", macvtapWith("macvtap_source", "null"), novalet.ErrAbort, "PortBindingFailed"},
+		{"macvtap on a list", macvtapWith("macvtap_source", "[]"), novalet.ErrAbort, "PortBindingFailed"},
+		{"macvtap that owns the interface", macvtapWith("macvtap_mode", `"passthru"`), novalet.ErrAbort, "PortBindingFailed"},
+		{"macvtap of no VLAN", macvtapWith("vlan", "4095"), novalet.ErrAbort, "PortBindingFailed"},
 		{"binding failed", func(v *novalet.VIF) { v.Type = "binding_failed" }, novalet.ErrReschedule, "PortBindingFailed"},
 		{"unbound", func(v *novalet.VIF) { v.Type = "unbound" }, novalet.ErrReschedule, "PortBindingFailed"},
 		{"vhostuser", func(v *novalet.VIF) { v.Type = "vhostuser" }, novalet.ErrAbort, "PortBindingFailed"},
@@ -163,5 +169,12 @@ func TestAlias(t *testing.T) {
 	}
 	if n := len(tapName(portA)); n != 14 || strings.Contains(qvoName(portA), " ") {
 		t.Errorf("name of %d characters", n)
+	}
+}
+
+func macvtapWith(key, value string) func(*novalet.VIF) {
+	return func(v *novalet.VIF) {
+		*v = *macvtapVIF(v.ID, v.Address, "10.78.0.10")
+		v.Details[key] = json.RawMessage(value)
 	}
 }

@@ -70,6 +70,16 @@ func (p *Plugger) shape(r *novalet.PlugRequest) error {
 	if out == nil {
 		return nil
 	}
+	if r.VIF.Type == "macvtap" {
+		// There it leaves by a device of the host's.
+		if link, err = p.link(macvtapName(r.VIF.ID)); err == nil && link != nil {
+			err = p.bucket(link, out)
+		}
+		if err != nil {
+			return fmt.Errorf("limit what goes out: %w", err)
+		}
+		return nil
+	}
 	err = p.detour(link, r, out)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, errUserspace) {
 		p.log.Warn("quota:vif_outbound is not enforced", "instance", r.InstanceUUID, "vif", r.VIF.ID, "error", err)

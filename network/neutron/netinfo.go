@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -14,6 +15,9 @@ import (
 
 // nameLen is how much of a name Nova keeps for devices and bridges (network_model.NIC_NAME_LEN).
 const nameLen = 14
+
+// guardKey is network.GuardKey; this package knows nothing of plugs.
+const guardKey = "novalet_guard"
 
 // facts is what network_info needs besides the ports.
 type facts struct {
@@ -81,6 +85,13 @@ func (a *API) vif(f *facts, p *port, preserve bool) (novalet.VIF, error) {
 	case "ovs", "agilio_ovs":
 		v.Network.Bridge = detail(p.Details, "bridge_name", a.o.OVSBridge)
 		v.OVSInterfaceID = &v.ID
+	case "macvtap":
+		// This mechanism filters nothing. The host keeps the port to its addresses where Neutron's other mechanisms would;
+		// a port that may have any others is left alone.
+		if (p.PortSecurity == nil || *p.PortSecurity) && len(p.Pairs) == 0 {
+			v.Details = maps.Clone(v.Details)
+			v.Details[guardKey] = json.RawMessage("true")
+		}
 	case "bridge":
 		v.Network.Bridge = detail(p.Details, "bridge_name", "brq"+p.NetworkID)
 		yes := true

@@ -599,6 +599,39 @@ func TestPortActive(t *testing.T) {
 	}
 }
 
+// TestGuardWhereNobodyFilters: the host is asked to keep a port of the macvtap mechanism to its addresses, unless the
+// port may have others.
+func TestGuardWhereNobodyFilters(t *testing.T) {
+	const id = "7ed59832-79d2-4d5a-922b-37f4f21d695a"
+	pair := []any{object{"ip_address": "192.0.2.0/24", "mac_address": "fa:16:3e:00:00:01"}}
+	for _, c := range []struct {
+		name   string
+		change func(p object)
+		want   bool
+	}{
+		{"macvtap", func(p object) { p["binding:vif_type"] = "macvtap" }, true},
+		{"macvtap without details", func(p object) { p["binding:vif_type"], p["binding:vif_details"] = "macvtap", nil }, true},
+		{"port security on", func(p object) { p["binding:vif_type"], p["port_security_enabled"] = "macvtap", true }, true},
+		{"port security off", func(p object) { p["binding:vif_type"], p["port_security_enabled"] = "macvtap", false }, false},
+		{"more addresses", func(p object) { p["binding:vif_type"], p["allowed_address_pairs"] = "macvtap", pair }, false},
+		{"a mechanism that filters", func(p object) { p["binding:vif_type"] = "bridge" }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFake(t)
+			p := f.port(id, netB, projectID)
+			p["device_id"], p["device_owner"], p["binding:host_id"] = instUUID, "compute:nova", "node1"
+			c.change(p)
+			info, err := newAPI(t, f).Refresh(t.Context(), novalet.RequestContext{}, instance(), nil)
+			if err != nil || len(info) != 1 {
+				t.Fatal(info, err)
+			}
+			if got := string(info[0].Details[guardKey]) == "true"; got != c.want {
+				t.Errorf("guarded is %v", got)
+			}
+		})
+	}
+}
+
 // TestNetworkInfoIsNovas builds the network info of a port recorded from a Zed cloud and compares it with what Nova
 // itself wrote for a port of that network.
 func TestNetworkInfoIsNovas(t *testing.T) {

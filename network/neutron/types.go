@@ -26,6 +26,9 @@ type port struct {
 	HostID      string                     `json:"binding:host_id"`
 	VIFType     string                     `json:"binding:vif_type"`
 	Details     map[string]json.RawMessage `json:"binding:vif_details"`
+	// PortSecurity is nil where Neutron has no such extension.
+	PortSecurity *bool             `json:"port_security_enabled"`
+	Pairs        []json.RawMessage `json:"allowed_address_pairs"`
 	// Resources is set when a QoS policy asks for guaranteed bandwidth.
 	Resources json.RawMessage `json:"resource_request"`
 }
