@@ -80,6 +80,7 @@ func (a *Agent) build(ctx context.Context, in *instance, op *novalet.Operation) 
 		a.timings.put(in.uuid, b.time)
 		a.tell(in, op.Context, novalet.ActionCreate, novalet.PhaseEnd)
 		in.log.Info("instance booted", "request_id", op.Context.RequestID, "kind", b.kind, "image", args.Image.ID, "took", b.time.total(), "steps", b.time)
+		b.rememberPorts()
 		return nil
 	}
 	if errors.Is(context.Cause(ctx), errShutdown) {
@@ -88,6 +89,21 @@ func (a *Agent) build(ctx context.Context, in *instance, op *novalet.Operation) 
 	}
 	a.tell(in, op.Context, novalet.ActionCreate, novalet.PhaseError, withError(err))
 	return b.fail(ctx, b.classify(ctx, err), err)
+}
+
+// rememberPorts has the ports looked at, now that Neutron has changed them for the last time, so that a delete need not
+// wait for a look. Nobody waits for this one.
+func (b *boot) rememberPorts() {
+	f, ok := b.a.network.(portFinder)
+	if !ok || len(b.info) == 0 {
+		return
+	}
+	rc, inst := b.op.Context, b.in.view()
+	b.a.goRun(func() {
+		if err := f.Remember(b.a.ctx, rc, inst); err != nil {
+			b.in.log.Debug("ports are not looked at", "err", err)
+		}
+	})
 }
 
 // run takes the steps. On error nothing is undone yet.

@@ -419,7 +419,7 @@ func TestConductorAway(t *testing.T) {
 	l.await(uuid, novalet.VMStopped)
 	away(true)
 	l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
-	eventually(t, "a few tries", func() bool { return l.h.Faults.Calls("Conductor.DeleteVIFs") >= 2 })
+	eventually(t, "a few tries", func() bool { return l.h.Faults.Calls("Conductor.DestroyInstance") >= 2 })
 	away(false)
 	l.awaitGone(uuid)
 	l.checkNothingLeft(uuid)

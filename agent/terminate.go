@@ -12,7 +12,11 @@ import (
 
 // portFinder is what a NetworkAPI that can look for an instance's ports ahead of time has beside the contract.
 type portFinder interface {
-	Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance) (func(context.Context, novalet.NetworkInfo) error, error)
+	// Remember looks at the ports of an instance whose boot has ended.
+	Remember(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance) error
+	// Deallocation looks for the ports where they are not known, and returns what frees them. unsure: Deallocate is still to
+	// be called, but nobody has to wait for it.
+	Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo) (free func(context.Context) (unsure bool, err error), err error)
 }
 
 // freePortsTime is how long a delete waits for Neutron before it goes on without; what is left is tried again later.
@@ -23,8 +27,8 @@ const freePortsTime = 20 * time.Second
 //
 // The host's side of the interfaces is unplugged before the ports are freed, so that an address given to somebody
 // else is never used by two. The ports and the container go side by side; Neutron is asked for the ports meanwhile. What
-// the instance took in Placement goes once the container has ended. The row goes before its last state is written: that
-// one is read by nobody who waits for the delete.
+// the instance took in Placement goes once the container has ended. Then the row goes, and after it what is read by nobody
+// who waits for the delete: its last state, the rows of its interfaces, ports that nobody here has heard of.
 func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operation) error {
 	t := newTiming(a.now())
 	inst := in.view()
@@ -64,11 +68,8 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 			left.Image = true
 		}
 	})
-	wg.Go(func() { left.Plugs, left.Ports = a.dropInterfaces(ctx, in, t, op.Context, inst, info, left.Info) })
-	var rowErr error
-	if ctx.Err() == nil {
-		wg.Go(func() { rowErr = a.dropVIFRows(ctx, in, op.Context) })
-	}
+	var unsure bool
+	wg.Go(func() { unsure = a.dropInterfaces(ctx, in, t, op.Context, inst, info, left) })
 	wg.Wait()
 	defer allocation.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {
@@ -77,23 +78,23 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	if destroyErr != nil {
 		return a.terminateFailed(ctx, in, op, fmt.Errorf("destroy container: %w", destroyErr))
 	}
-	if rowErr != nil && !errors.Is(rowErr, novalet.ErrInstanceGone) {
-		in.log.Warn("interface rows stay", "err", rowErr)
-	}
 	a.tell(in, op.Context, novalet.ActionShutdown, novalet.PhaseEnd)
-	if console {
-		wg.Go(func() {
-			err := a.insist(ctx, in.log, "clean console tokens", func(ctx context.Context) error {
-				return a.conductor.CleanConsoleTokens(ctx, op.Context, in.uuid)
-			})
-			if err != nil && ctx.Err() == nil {
-				in.log.Warn("console tokens stay", "err", err)
-			}
-		})
-	}
 	done := t.start("row")
-	err := a.deleteRow(ctx, in, op.Context)
+	err := a.destroyRow(ctx, in, op.Context)
 	done()
+	if err == nil {
+		defer t.start("rest")()
+		wg.Go(func() { a.dropBeside(ctx, in, op.Context, console) })
+		if unsure {
+			wg.Go(func() {
+				if err := a.network.Deallocate(ctx, op.Context, inst, left.Info); err != nil {
+					in.log.Warn("ports are not looked for yet", "err", err)
+					left.Ports = true
+				}
+			})
+		}
+		err = a.saveDeleted(ctx, in, op.Context)
+	}
 	wg.Wait()
 	allocation.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {
@@ -124,60 +125,71 @@ func (in *instance) forgetHere(left *pending) {
 }
 
 // dropInterfaces unplugs the host's side of the interfaces, then frees the ports, with a bound on the time that a delete
-// waits for Neutron. It tells what is left of each.
-func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info, free novalet.NetworkInfo) (plugs, ports bool) {
+// waits for Neutron. It notes what is left of each, and tells whether there may be ports that it did not know of.
+func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo, left *pending) (unsure bool) {
 	portsCtx, cancel := context.WithTimeout(ctx, freePortsTime)
 	defer cancel()
-	deallocate := func(ctx context.Context, info novalet.NetworkInfo) error {
-		return a.network.Deallocate(ctx, rc, inst, info)
-	}
+	free := func(ctx context.Context) (bool, error) { return false, a.network.Deallocate(ctx, rc, inst, left.Info) }
 	var finding sync.WaitGroup
 	var err error
 	if f, ok := a.network.(portFinder); ok {
 		finding.Go(func() {
 			defer t.start("find_ports")()
-			deallocate, err = f.Deallocation(portsCtx, rc, inst)
+			free, err = f.Deallocation(portsCtx, rc, inst, left.Info)
 		})
 	}
 	done := t.start("unplug")
 	if uerr := a.unplugAll(ctx, in.uuid, info); uerr != nil {
 		in.log.Warn("interfaces stay plugged", "err", uerr)
-		plugs = true
+		left.Plugs = true
 	}
 	done()
 	finding.Wait()
 	if err == nil {
 		done = t.start("free_ports")
-		err = deallocate(portsCtx, free)
+		unsure, err = free(portsCtx)
 		done()
 	}
 	if err != nil && a.ctx.Err() == nil {
 		in.log.Warn("ports are not freed yet", "err", err)
 	}
-	return plugs, err != nil
+	left.Ports = err != nil
+	return unsure
 }
 
-func (a *Agent) dropVIFRows(ctx context.Context, in *instance, rc novalet.RequestContext) error {
-	if len(in.view().NetworkInfo) == 0 {
-		return nil
+// dropBeside deletes what else the database has of the instance.
+func (a *Agent) dropBeside(ctx context.Context, in *instance, rc novalet.RequestContext, console bool) {
+	drop := func(what string, f func(ctx context.Context) error) {
+		err := a.insist(ctx, in.log, "delete "+what, f)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, novalet.ErrInstanceGone) {
+			in.log.Warn(what+" stay", "err", err)
+		}
 	}
-	return a.insist(ctx, in.log, "delete vifs", func(ctx context.Context) error {
-		return a.conductor.DeleteVIFs(ctx, rc, in.uuid)
-	})
+	if len(in.view().NetworkInfo) > 0 {
+		drop("interface rows", func(ctx context.Context) error { return a.conductor.DeleteVIFs(ctx, rc, in.uuid) })
+	}
+	if console {
+		drop("console tokens", func(ctx context.Context) error { return a.conductor.CleanConsoleTokens(ctx, rc, in.uuid) })
+	}
 }
 
-// deleteRow marks the row deleted, then writes its last state.
-func (a *Agent) deleteRow(ctx context.Context, in *instance, rc novalet.RequestContext) error {
+// destroyRow marks the row deleted.
+func (a *Agent) destroyRow(ctx context.Context, in *instance, rc novalet.RequestContext) error {
 	err := a.insist(ctx, in.log, "destroy instance", func(ctx context.Context) error {
 		return a.conductor.DestroyInstance(ctx, rc, in.uuid)
 	})
 	if err != nil && !errors.Is(err, novalet.ErrInstanceGone) {
 		return fmt.Errorf("destroy row: %w", err)
 	}
+	return nil
+}
+
+// saveDeleted writes the last state of a row that is deleted.
+func (a *Agent) saveDeleted(ctx context.Context, in *instance, rc novalet.RequestContext) error {
 	last := &novalet.InstanceUpdate{UUID: in.uuid, Deleted: true, Fields: map[string]any{
 		"vm_state": novalet.VMDeleted, "task_state": nil, "power_state": novalet.PowerNoState, "terminated_at": a.now().UTC(),
 	}}
-	err = a.insist(ctx, in.log, "save deleted", func(ctx context.Context) error { return a.conductor.SaveInstance(ctx, rc, last) })
+	err := a.insist(ctx, in.log, "save deleted", func(ctx context.Context) error { return a.conductor.SaveInstance(ctx, rc, last) })
 	if err != nil && !errors.Is(err, novalet.ErrInstanceGone) {
 		return fmt.Errorf("save deleted: %w", err)
 	}

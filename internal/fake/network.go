@@ -20,17 +20,19 @@ type Port struct {
 }
 
 type networkState struct {
-	nmu    sync.Mutex
-	nhost  string
-	ports  map[string]*Port
-	nextID int
+	nmu   sync.Mutex
+	nhost string
+	ports map[string]*Port
+	// remembered are the instances whose ports were looked at.
+	remembered map[string]bool
+	nextID     int
 	// AutoActive makes a port active as soon as it is plugged.
 	autoActive bool
 	onActive   func(port *Port)
 }
 
 func newNetworkState(host string) *networkState {
-	return &networkState{nhost: host, ports: map[string]*Port{}, autoActive: true}
+	return &networkState{nhost: host, ports: map[string]*Port{}, remembered: map[string]bool{}, autoActive: true}
 }
 
 // SetAutoActive says whether plugging makes a port active (the default).
@@ -191,12 +193,28 @@ func (n *Network) Deallocate(ctx context.Context, _ novalet.RequestContext, inst
 	return n.f.leave(ctx, "NetworkAPI.Deallocate")
 }
 
-// Deallocation is Deallocate in two halves: looking for the ports, and freeing them.
-func (n *Network) Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance) (func(context.Context, novalet.NetworkInfo) error, error) {
+// Remember notes that the ports of the instance are known.
+func (n *Network) Remember(ctx context.Context, _ novalet.RequestContext, inst *novalet.Instance) error {
+	if err := n.f.enter(ctx, "NetworkAPI.Remember"); err != nil {
+		return err
+	}
+	n.nmu.Lock()
+	n.remembered[inst.UUID] = true
+	n.nmu.Unlock()
+	return n.f.leave(ctx, "NetworkAPI.Remember")
+}
+
+// Deallocation is Deallocate in two halves: looking for the ports, unless they are known, and freeing them. Where they were
+// known, Deallocate is to follow.
+func (n *Network) Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo) (func(context.Context) (bool, error), error) {
 	if err := n.f.enter(ctx, "NetworkAPI.Deallocation"); err != nil {
 		return nil, err
 	}
-	free := func(ctx context.Context, info novalet.NetworkInfo) error { return n.Deallocate(ctx, rc, inst, info) }
+	n.nmu.Lock()
+	known := n.remembered[inst.UUID] && !slices.ContainsFunc(info, func(v novalet.VIF) bool { return v.PreserveOnDelete })
+	delete(n.remembered, inst.UUID)
+	n.nmu.Unlock()
+	free := func(ctx context.Context) (bool, error) { return known, n.Deallocate(ctx, rc, inst, info) }
 	return free, n.f.leave(ctx, "NetworkAPI.Deallocation")
 }
 

@@ -83,7 +83,7 @@ func (f *fakeNeutron) subnet(id, network, cidr, gateway string) object {
 func (f *fakeNeutron) port(id, network, tenant string) object {
 	p := object{"id": id, "network_id": network, "tenant_id": tenant, "mac_address": "fa:16:3e:00:00:01", "admin_state_up": true,
 		"status": "DOWN", "device_id": "", "device_owner": "", "binding:vif_type": "unbound", "binding:vif_details": object{},
-		"binding:profile": object{}, "binding:vnic_type": "normal", "binding:host_id": "", "fixed_ips": []object{}}
+		"binding:profile": object{}, "binding:vnic_type": "normal", "binding:host_id": "", "fixed_ips": []object{}, "revision_number": 1}
 	for sid, s := range f.subnets {
 		if s["network_id"] == network {
 			p["fixed_ips"] = []object{{"subnet_id": sid, "ip_address": strings.Replace(s["gateway_ip"].(string), ".0.1", ".0.99", 1)}}
@@ -156,6 +156,10 @@ func (f *fakeNeutron) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	case r.Method == http.MethodGet && kind == "ports":
 		out = object{"port": f.ports[id]}
+	case r.Method == http.MethodDelete && kind == "ports" && slices.Contains(f.exts, revisionIfMatch) && r.Header.Get("If-Match") != "" &&
+		r.Header.Get("If-Match") != fmt.Sprintf("revision_number=%v", f.ports[id]["revision_number"]):
+		f.refuse(w, http.StatusPreconditionFailed, "RevisionNumberConstraintFailed")
+		return
 	case r.Method == http.MethodDelete && kind == "ports":
 		delete(f.ports, id)
 		status = http.StatusNoContent
@@ -230,6 +234,7 @@ func (f *fakeNeutron) create(who string, list []any) ([]object, int, string) {
 }
 
 func (f *fakeNeutron) update(p, in object) {
+	p["revision_number"] = p["revision_number"].(int) + 1
 	for k, v := range in {
 		if k != "fixed_ips" {
 			p[k] = v

@@ -48,6 +48,7 @@ type API struct {
 	networks *cache[*network] // key network: with the provider attributes
 	ipam     *cache[*ipam]    // key network
 	exts     *cache[map[string]bool]
+	known    known
 
 	// bindInPost is what is known of the policy: may ports of another project be created bound?
 	bindInPost atomic.Int32
@@ -154,6 +155,14 @@ func (c *caller) put(ctx context.Context, path string, in, out any) error {
 // remove deletes; what is gone already is success.
 func (c *caller) remove(ctx context.Context, path string) error {
 	_, err := c.sc.Delete(ctx, c.url(path, nil), &gophercloud.RequestOpts{OkCodes: []int{200, 202, 204, 404}})
+	return wrap("delete "+what(path), err)
+}
+
+// removeUnchanged deletes a resource that has still the revision; else the answer is 412. What is gone already is success. Only a
+// Neutron with the extension revision-if-match heeds the condition.
+func (c *caller) removeUnchanged(ctx context.Context, path string, revision int) error {
+	_, err := c.sc.Delete(ctx, c.url(path, nil), &gophercloud.RequestOpts{OkCodes: []int{200, 202, 204, 404},
+		MoreHeaders: map[string]string{"If-Match": fmt.Sprintf("revision_number=%d", revision)}})
 	return wrap("delete "+what(path), err)
 }
 

@@ -28,6 +28,9 @@ func (a *API) Refresh(ctx context.Context, rc novalet.RequestContext, inst *nova
 	if err != nil {
 		return nil, fmt.Errorf("refresh network of %s: %w", inst.UUID, err)
 	}
+	if ext, err := a.extensions(ctx, admin); err == nil && ext[revisionIfMatch] {
+		a.known.set(inst.UUID, ports)
+	}
 	return info, nil
 }
 

@@ -16,27 +16,44 @@ const maxParallel = 8
 
 // Deallocate implements novalet.NetworkAPI.
 func (a *API) Deallocate(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo) error {
-	free, err := a.Deallocation(ctx, rc, inst)
+	ctx = withRequest(ctx, rc)
+	admin, err := a.admin(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
 	}
-	return free(ctx, info)
+	ports, err := a.instancePorts(ctx, admin, inst)
+	if err != nil {
+		return fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
+	}
+	return a.free(ctx, rc, admin, inst, ports, info)
 }
 
-// Deallocation is the first half of Deallocate, which changes nothing: it finds the ports of the instance. The function
-// it returns frees them. So they can be looked for while the host's side of them is still being taken down.
-func (a *API) Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance) (func(context.Context, novalet.NetworkInfo) error, error) {
+// Deallocation is the first half of Deallocate, which changes nothing: it finds the ports of the instance that info tells
+// of. The function it returns frees them; unsure is true when the instance may have ports that neither info nor this API
+// knows of: then Deallocate has still to be called, but nothing that uses the known ones has to wait for it. So the
+// ports can be looked for while the host's side of them is still being taken down, and need not be looked for at all
+// before those are deleted that are known to the last change.
+func (a *API) Deallocation(ctx context.Context, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo) (free func(context.Context) (unsure bool, err error), err error) {
 	ctx = withRequest(ctx, rc)
 	admin, err := a.admin(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
 	}
+	if revisions, ok := a.known.take(inst.UUID, info); ok {
+		return func(ctx context.Context) (bool, error) {
+			ctx = withRequest(ctx, rc)
+			if deleteUnchanged(ctx, admin, revisions) == nil {
+				return true, nil
+			}
+			return false, a.Deallocate(ctx, rc, inst, info)
+		}, nil
+	}
 	ports, err := a.instancePorts(ctx, admin, inst)
 	if err != nil {
 		return nil, fmt.Errorf("deallocate network of %s: %w", inst.UUID, err)
 	}
-	return func(ctx context.Context, info novalet.NetworkInfo) error {
-		return a.free(withRequest(ctx, rc), rc, admin, inst, ports, info)
+	return func(ctx context.Context) (bool, error) {
+		return false, a.free(withRequest(ctx, rc), rc, admin, inst, ports, info)
 	}, nil
 }
 
@@ -48,6 +65,7 @@ func (a *API) free(ctx context.Context, rc novalet.RequestContext, admin *caller
 			preserve[v.ID] = true
 		}
 	}
+	a.known.forget(inst.UUID)
 	var drop []string
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxParallel)

@@ -31,6 +31,8 @@ type port struct {
 	Pairs        []json.RawMessage `json:"allowed_address_pairs"`
 	// Resources is set when a QoS policy asks for guaranteed bandwidth.
 	Resources json.RawMessage `json:"resource_request"`
+	// Revision grows with each change; 0 where Neutron does not count.
+	Revision int `json:"revision_number"`
 }
 
 type fixedIP struct {
