@@ -32,14 +32,15 @@ import (
 func main() {
 	rounds := flag.Int("rounds", 11, "rounds of single boots")
 	batches := flag.Int("batches", 3, "rounds of twenty at once")
-	idle := flag.Duration("idle", 2*time.Minute, "how long the idle bus is watched; 0 leaves the rows out")
+	many := flag.Int("many", 200, "instances with which the agent's memory is measured; 0 leaves the row out")
+	idle := flag.Duration("idle", 4*time.Minute, "how long the idle bus is watched; 0 leaves the rows out")
 	ours := flag.String("host", "novalet1", "novalet's compute host")
 	stock := flag.String("stock", "stock1", "the stock compute's host")
 	out := flag.String("out", ".", "directory in which build/bench is")
 	flag.Parse()
 	b, err := open(os.Getenv("NOVALET_CLOUD"), *ours, *stock)
 	if err == nil {
-		err = b.run(*rounds, *batches, *idle, *out)
+		err = b.run(*rounds, *batches, *many, *idle, *out)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench boot:", err)
@@ -266,7 +267,7 @@ func (s series) add(row string, who int, v float64) {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-func (b *bench) run(rounds, batches int, idle time.Duration, out string) error {
+func (b *bench) run(rounds, batches, many int, idle time.Duration, out string) error {
 	r := report.New("boot", rounds)
 	for k, v := range b.options {
 		r.Options[k] = v
@@ -294,6 +295,11 @@ func (b *bench) run(rounds, batches int, idle time.Duration, out string) error {
 		}
 		s.add("rss_idle_mib", who, v)
 	}
+	if many > 0 {
+		if err := b.many(s, many); err != nil {
+			r.Missing["rss_200_mib"] = err.Error()
+		}
+	}
 	peer, err := b.peerRest()
 	if err != nil {
 		return err
@@ -301,11 +307,12 @@ func (b *bench) run(rounds, batches int, idle time.Duration, out string) error {
 	for i := range s["rest_calls"] {
 		s["rest_calls"][i][1] = peer
 	}
-	b.rows(r, s)
 	if idle > 0 {
-		r.Missing["idle_msgs"] = "the tap sees both services' messages together; see the options"
-		b.idle(r, idle)
+		if err := b.idle(s, idle); err != nil {
+			r.Missing["idle_messages"] = err.Error()
+		}
 	}
+	b.rows(r, s)
 	return r.Write(os.Stdout, out)
 }
 
@@ -427,7 +434,8 @@ func (b *bench) rows(r *report.Report, s series) {
 		target   float64
 	}{{"cast_to_active_nonet", "ms", 0.5}, {"own_time_onenet", "ms", 0.5}, {"total_onenet", "ms", 0}, {"wired_wait", "ms", 0}, {"post_to_active_nonet", "ms", 0},
 		{"post_to_active_onenet", "ms", 0}, {"concurrent20_nonet", "ms", 0.6}, {"delete", "ms", 0.6}, {"conductor_calls", "calls", 7}, {"rest_calls", "requests", 6},
-		{"conductor_calls_delete", "calls", 6}, {"rss_idle_mib", "MiB", 25}} {
+		{"conductor_calls_delete", "calls", 6}, {"rss_idle_mib", "MiB", 25}, {"rss_200_mib", "MiB", 60},
+		{"idle_messages", "a minute", 0.8}, {"idle_bytes", "a minute", 0.6}} {
 		if len(s[row.id]) > 0 {
 			r.Add(row.id, row.unit, peer, row.target, s[row.id])
 		}
@@ -435,19 +443,21 @@ func (b *bench) rows(r *report.Report, s series) {
 	r.Options["rest_calls"] = "to Neutron, Placement and Glance; the peer's of one boot, from its own log, in a run of its own after the timed ones"
 }
 
-// idle watches the bus while nothing happens.
-func (b *bench) idle(r *report.Report, d time.Duration) {
+// idle watches the bus while nothing happens, and tells what each service sends in a minute.
+func (b *bench) idle(s series, d time.Duration) error {
 	fmt.Printf("watching the idle bus for %v\n", d)
 	from := time.Now()
 	time.Sleep(d)
-	n, bytes := 0, 0
-	for _, e := range b.tap.since(from) {
-		if e.key == "conductor" {
-			n++
-			bytes += e.size
-		}
+	by, unknown := b.tap.senders(from)
+	if unknown > 0 {
+		return fmt.Errorf("of %d messages nobody can tell who sent them", unknown)
 	}
-	perMinute := d.Minutes()
-	r.Options["idle_conductor_messages_a_minute_both"] = fmt.Sprintf("%.1f", float64(n)/perMinute)
-	r.Options["idle_conductor_bytes_a_minute_both"] = fmt.Sprintf("%.0f", float64(bytes)/perMinute)
+	for who, host := range b.hosts {
+		if by[host].messages == 0 {
+			return fmt.Errorf("%s sent nothing in %v", host, d)
+		}
+		s.add("idle_messages", who, float64(by[host].messages)/d.Minutes())
+		s.add("idle_bytes", who, float64(by[host].bytes)/d.Minutes())
+	}
+	return nil
 }

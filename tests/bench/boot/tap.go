@@ -10,7 +10,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// tap listens to what passes the exchange nova: casts to computes and calls to the conductor. It sees each message when
+// tap listens to what passes the exchange nova: casts to computes and calls to the conductor, and what computes cast to
+// the schedulers. It sees each message when
 // the broker has it, the same for both contenders.
 type tap struct {
 	conn *amqp.Connection
@@ -30,6 +31,8 @@ type event struct {
 	vmState  string // that an Instance.save writes
 	size     int
 	nodeSave bool
+	replyTo  string // queue of the caller, which tells one service from another; "" of a cast
+	host     string // the message names as its sender's
 }
 
 func openTap(url string, hosts []string) (*tap, error) {
@@ -50,6 +53,10 @@ func openTap(url string, hosts []string) (*tap, error) {
 		if err := ch.QueueBind(q.Name, key, "nova", false, nil); err != nil {
 			return nil, fmt.Errorf("bind %s: %w", key, err)
 		}
+	}
+	// What computes tell the schedulers of their instances.
+	if err := ch.QueueBind(q.Name, "", "scheduler_fanout", false, nil); err != nil {
+		return nil, fmt.Errorf("bind scheduler_fanout: %w", err)
 	}
 	in, err := ch.Consume(q.Name, "", true, true, false, false, nil)
 	if err != nil {
@@ -84,7 +91,9 @@ func parse(key string, body []byte) event {
 	var m struct {
 		Method  string `json:"method"`
 		Request string `json:"_context_request_id"`
+		ReplyQ  string `json:"_reply_q"`
 		Args    struct {
+			Host      string `json:"host_name"`
 			ObjName   string `json:"objname"`
 			ObjMethod string `json:"objmethod"`
 			ObjInst   *struct {
@@ -92,6 +101,7 @@ func parse(key string, body []byte) event {
 				Data struct {
 					UUID         string `json:"uuid"`
 					InstanceUUID string `json:"instance_uuid"`
+					Host         string `json:"host"`
 					VMState      string `json:"vm_state"`
 				} `json:"nova_object.data"`
 				Changes []string `json:"nova_object.changes"`
@@ -104,7 +114,7 @@ func parse(key string, body []byte) event {
 		} `json:"args"`
 	}
 	_ = json.Unmarshal([]byte(env.Message), &m)
-	e.method, e.request = m.Method, m.Request
+	e.method, e.request, e.replyTo, e.host = m.Method, m.Request, m.ReplyQ, m.Args.Host
 	if i := m.Args.Instance; i != nil {
 		e.uuid = i.Data.UUID
 	}
@@ -122,6 +132,9 @@ func parse(key string, body []byte) event {
 				e.vmState = o.Data.VMState
 			}
 		}
+	}
+	if o := m.Args.ObjInst; o != nil && (o.Name == "Service" || o.Name == "ComputeNode") {
+		e.host = o.Data.Host
 	}
 	e.nodeSave = strings.HasPrefix(e.method, "ComputeNode.") || strings.HasPrefix(e.method, "Service.")
 	return e
@@ -177,4 +190,37 @@ func requestOf(events []event, uuid, cast string) string {
 		}
 	}
 	return ""
+}
+
+// traffic is what one service has sent.
+type traffic struct{ messages, bytes int }
+
+// senders adds up the messages of computes, by host, that came from a moment on. A service is known by the queue its
+// answers go to: of each some message names the host. unknown counts those of which none does.
+func (t *tap) senders(from time.Time) (by map[string]traffic, unknown int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	hosts := map[string]string{}
+	for _, e := range t.seen {
+		if e.replyTo != "" && e.host != "" {
+			hosts[e.replyTo] = e.host
+		}
+	}
+	by = map[string]traffic{}
+	for _, e := range t.seen {
+		if e.at.Before(from) || strings.HasPrefix(e.key, "compute") {
+			continue
+		}
+		host := e.host
+		if e.replyTo != "" {
+			host = hosts[e.replyTo]
+		}
+		if host == "" {
+			unknown++
+			continue
+		}
+		s := by[host]
+		by[host] = traffic{s.messages + 1, s.bytes + e.size}
+	}
+	return by, unknown
 }
