@@ -96,6 +96,9 @@ type SnapshotRequest struct {
 	Freeze func(context.Context) (thaw func(), err error)
 	// Captured is called when the copy is complete and the upload begins.
 	Captured func(context.Context) error
+	// Whole asks for a self-contained image also where snapshots name the image below them, such as for a server that comes
+	// back from it.
+	Whole bool
 	// Properties are set on the image beside those it has.
 	Properties map[string]string
 }
@@ -130,12 +133,13 @@ type ImageStore interface {
 	// Prepare fetches, verifies and unpacks the image unless the store has it, and leases its layers to the
 	// instance until Release. It blocks for as long as that takes; concurrent calls for one image share one
 	// download. A wrong, refused or too large image is ErrAbort with a Fault text for the tenant; an unreachable
-	// Glance is ErrTryAgain; a full disk here is ErrReschedule. On error nothing is leased.
+	// Glance is ErrTryAgain; a full disk here is ErrReschedule. Of an image that is a delta of others, each call asks
+	// Glance for those with the user's token. On error nothing is leased.
 	Prepare(ctx context.Context, r *ImageRequest) (*Image, error)
 	// Release drops the instance's leases. Nil when there are none.
 	Release(ctx context.Context, instanceUUID string) error
-	// Snapshot uploads the instance's root as a self-contained image and returns when Glance has verified it. On
-	// error Glance is left with no image that looks whole.
+	// Snapshot uploads the instance's root as an image, self-contained unless the store makes deltas, and returns when
+	// Glance has verified it. On error Glance is left with no image that looks whole.
 	Snapshot(ctx context.Context, r *SnapshotRequest) error
 	// DeleteImage removes an image from Glance, such as that of a server that is no longer shelved. ErrNotFound when
 	// there is none.

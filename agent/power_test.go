@@ -68,6 +68,9 @@ func TestLife(t *testing.T) {
 	if l.world.Uploaded("snap") != uuid || l.world.Uploaded("backup") != uuid || l.h.Faults.Calls("ImageStore.RotateBackups") != 1 {
 		t.Error("snapshot or backup was not uploaded or rotated")
 	}
+	if l.world.Whole("snap") || l.world.Whole("backup") {
+		t.Error("snapshot or backup had to be self-contained")
+	}
 	if got := l.world.Stops(uuid); len(got) > 0 && slices.Contains(got, 60*time.Second) {
 		t.Errorf("stops %v: the image's own time was not used", got)
 	}
@@ -228,6 +231,9 @@ func TestShelve(t *testing.T) {
 	port := l.world.Ports(uuid)[0].ID
 	l.cast(uuid, novalet.MethodShelve, novalet.TaskShelving, novalet.OperationArgs{ImageID: "shelf", CleanShutdown: true})
 	l.await(uuid, novalet.VMShelvedOffloaded)
+	if !l.world.Whole("shelf") {
+		t.Error("what the server comes back from may depend on another image")
+	}
 	r := l.world.Row(uuid)
 	if r.Host != "" || r.Node != "" || l.world.Allocated(uuid) || l.world.State(uuid) != "" || len(l.world.Plugs(uuid)) > 0 || len(l.world.Leased()) > 0 {
 		t.Errorf("row on %q, allocated %v, container %q, leases %v", r.Host, l.world.Allocated(uuid), l.world.State(uuid), l.world.Leased())

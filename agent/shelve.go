@@ -26,7 +26,7 @@ func (a *Agent) shelveInstance(ctx context.Context, in *instance, op *novalet.Op
 	if err := a.halt(ctx, in, a.shutdownTimeout(&op.Instance, op.Args.CleanShutdown)); err != nil {
 		return err
 	}
-	err := a.snapshot(ctx, in, op, &snapshotStates{before: novalet.TaskShelving, capturing: novalet.TaskShelving, uploading: novalet.TaskShelvingUploading, skipFirst: true})
+	err := a.snapshot(ctx, in, op, &snapshotStates{before: novalet.TaskShelving, capturing: novalet.TaskShelving, uploading: novalet.TaskShelvingUploading, skipFirst: true, whole: true})
 	if err != nil {
 		return err
 	}

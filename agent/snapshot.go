@@ -13,6 +13,7 @@ type snapshotStates struct {
 	before               novalet.TaskState
 	capturing, uploading novalet.TaskState
 	skipFirst            bool // capturing is what the API set
+	whole                bool // the image must not depend on others
 }
 
 // snapshotInstance is snapshot_instance.
@@ -73,7 +74,7 @@ func (a *Agent) upload(ctx context.Context, in *instance, op *novalet.Operation,
 	var base *novalet.Image
 	in.read(func(r *record) { base = r.Image })
 	err = a.images.Snapshot(ctx, &novalet.SnapshotRequest{
-		Context: op.Context, InstanceUUID: in.uuid, ImageID: op.Args.ImageID, Base: base, Root: *root,
+		Context: op.Context, InstanceUUID: in.uuid, ImageID: op.Args.ImageID, Base: base, Root: *root, Whole: s.whole,
 		Freeze: func(ctx context.Context) (func(), error) { return a.freezeFor(ctx, in) },
 		Captured: func(ctx context.Context) error {
 			return a.save(ctx, in, op.Context, []novalet.TaskState{s.capturing, s.uploading}, map[string]any{"task_state": s.uploading})

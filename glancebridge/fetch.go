@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +35,8 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	}()
 	select {
 	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+		f.leave = sync.OnceFunc(func() { <-s.slots })
+		defer f.leave()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -57,9 +59,9 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 			return err
 		}
 	} else if p := s.partial(ctx, rc, rec, log); p != nil {
-		err := s.fetchFrom(ctx, f, p, p.gaps, nil, rec, meta, log)
+		err := s.fetchFrom(ctx, f, rc, p, p.gaps, nil, rec, meta, log)
 		p.Close()
-		if err == nil || context.Cause(ctx) != nil {
+		if err == nil || context.Cause(ctx) != nil || errors.Is(err, errBase) {
 			return err
 		}
 		// The whole of it has the last word, and its checksum.
@@ -72,12 +74,12 @@ func (s *Store) fetch(ctx context.Context, f *flight, rc novalet.RequestContext,
 	if sig != nil {
 		signer = sig.cert
 	}
-	return s.fetchFrom(ctx, f, d, nil, signer, rec, meta, log)
+	return s.fetchFrom(ctx, f, rc, d, nil, signer, rec, meta, log)
 }
 
 // fetchFrom unpacks and stores an image from a source that leaves out the layers in gaps, or that checks a signature by the
 // certificate signer.
-func (s *Store) fetchFrom(ctx context.Context, f *flight, src source, gaps []layer.IndexedLayer, signer []byte, rec *ImageRecord, meta novalet.ImageMeta, log *slog.Logger) error {
+func (s *Store) fetchFrom(ctx context.Context, f *flight, rc novalet.RequestContext, src source, gaps []layer.IndexedLayer, signer []byte, rec *ImageRecord, meta novalet.ImageMeta, log *slog.Logger) error {
 	start := time.Now()
 	work, err := os.MkdirTemp(s.path("ingest"), "")
 	if err != nil {
@@ -99,7 +101,13 @@ func (s *Store) fetchFrom(ctx context.Context, f *flight, src source, gaps []lay
 	for _, w := range res.Warnings {
 		log.Warn("image", "warning", w)
 	}
-	if err := s.publish(ctx, rec, res, applied, gaps, signer, work); err != nil {
+	var base *imageRecord
+	if res.Base != nil {
+		if base, err = s.fetchBase(ctx, f, rc, res.Base); err != nil {
+			return err
+		}
+	}
+	if err := s.publish(ctx, rec, res, applied, base, gaps, signer, work); err != nil {
 		return diskError(err)
 	}
 	log.Info("image ready", "format", res.Format, "layers", len(res.Order), "bytes", src.fetched(),

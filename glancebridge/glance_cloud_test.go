@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -19,9 +20,15 @@ func cloudSession(t *testing.T) *keystone.Session {
 	if os.Getenv("NOVALET_CLOUD_TESTS") != "1" || os.Getenv("OS_AUTH_URL") == "" {
 		t.Skip("uses a running cloud: set NOVALET_CLOUD_TESTS=1 and the OS_* variables of an openrc file")
 	}
+	return cloudSessionAs(t, "")
+}
+
+// cloudSessionAs signs in with a name, password and project whose variables end like this.
+func cloudSessionAs(t *testing.T, suffix string) *keystone.Session {
+	t.Helper()
 	s, err := keystone.New(keystone.Options{Section: "glance", AuthType: "password", AuthURL: os.Getenv("OS_AUTH_URL"),
-		Username: os.Getenv("OS_USERNAME"), Password: novalet.Secret(os.Getenv("OS_PASSWORD")),
-		UserDomainName: "Default", ProjectDomainName: "Default", ProjectName: os.Getenv("OS_PROJECT_NAME"),
+		Username: os.Getenv("OS_USERNAME" + suffix), Password: novalet.Secret(os.Getenv("OS_PASSWORD" + suffix)),
+		UserDomainName: "Default", ProjectDomainName: "Default", ProjectName: os.Getenv("OS_PROJECT_NAME" + suffix),
 		RegionName: os.Getenv("OS_REGION_NAME"), ValidInterfaces: []string{"public"}})
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +63,7 @@ func createImage(t *testing.T, s *keystone.Session, fields map[string]any) strin
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := NewGlance(s).Delete(context.Background(), novalet.RequestContext{}, rec.ID); err != nil {
+		if err := NewGlance(s).Delete(context.Background(), novalet.RequestContext{}, rec.ID); err != nil && !errors.Is(err, novalet.ErrNotFound) {
 			t.Error(err)
 		}
 	})
@@ -142,4 +149,70 @@ func TestCloudSnapshot(t *testing.T) {
 	if b, err := os.ReadFile(img.Layers[0].Path + "/file"); err != nil || string(b) != "data" {
 		t.Errorf("file is %q, %v", b, err)
 	}
+}
+
+// TestCloudDelta: of two real users of different projects the one who may not read the image below a delta gets a fault; and
+// so does the owner when that image is gone.
+func TestCloudDelta(t *testing.T) {
+	s := cloudSession(t)
+	if os.Getenv("OS_USERNAME_OTHER") == "" {
+		t.Skip("needs a user of another project: set OS_USERNAME_OTHER, OS_PASSWORD_OTHER and OS_PROJECT_NAME_OTHER")
+	}
+	ctx := context.Background()
+	rcOf := func(s *keystone.Session) novalet.RequestContext {
+		token, err := s.Token(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return novalet.RequestContext{RequestID: "req-test", AuthToken: token}
+	}
+	owner, other := rcOf(s), rcOf(cloudSessionAs(t, "_OTHER"))
+	g := NewGlance(s)
+	base := createImage(t, s, map[string]any{"name": "novalet-test-base", "visibility": "private", "disk_format": "raw", "container_format": "docker"})
+	archive := dockerArchive(t, map[string]any{"Cmd": []string{"/x"}}, bigLayer(t, 1, "one", 600_000))
+	if err := g.Upload(ctx, owner, base, bytes.NewReader(archive)); err != nil {
+		t.Fatal(err)
+	}
+	delta := createImage(t, s, map[string]any{"name": "novalet-test-delta", "visibility": "community", "image_type": "snapshot"})
+	open := func() *Store {
+		return openStore(t, "", func(o *Options) { o.Glance, o.DeltaSnapshots = g, true })
+	}
+	st := open()
+	prepare := func(st *Store, rc novalet.RequestContext, id string) (*novalet.Image, error) {
+		return st.Prepare(ctx, &novalet.ImageRequest{Context: rc, ImageID: id, InstanceUUID: "inst-" + id})
+	}
+	img, err := prepare(st, owner, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	upper := t.TempDir()
+	if err := os.WriteFile(upper+"/file", []byte("data"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Snapshot(ctx, &novalet.SnapshotRequest{Context: owner, ImageID: delta, InstanceUUID: "inst-1", Base: img,
+		Root: novalet.RootDirs{Upper: upper, Layers: img.Layers}}); err != nil {
+		t.Fatal(err)
+	}
+	rec, err := g.Get(ctx, other, delta)
+	if err != nil || rec.Size > 20_000 || rec.Properties[propDelta] != base {
+		t.Fatalf("record is %+v, %v", rec, err)
+	}
+	fresh := open()
+	for when, st := range map[string]*Store{"stored": st, "on a host that has nothing": fresh} {
+		if img, err := prepare(st, owner, delta); err != nil || len(img.Layers) != 2 {
+			t.Fatalf("%s: %+v, %v", when, img, err)
+		}
+		_, err := prepare(st, other, delta)
+		if err == nil {
+			t.Fatalf("%s: it boots for somebody who may not read what is below", when)
+		}
+		wantRefused(t, err, "may not be read by you")
+	}
+	_, err = prepare(open(), other, delta)
+	wantRefused(t, err, "may not be read by you")
+	if err := g.Delete(ctx, owner, base); err != nil {
+		t.Fatal(err)
+	}
+	_, err = prepare(st, owner, delta)
+	wantRefused(t, err, "is gone or may not be read by you")
 }

@@ -16,7 +16,9 @@ type flight struct {
 	id, key  string
 	name     string
 	trust    *trust
-	maxBytes int64 // the flavor's bound, 0 for none
+	maxBytes int64  // the flavor's bound, 0 for none
+	depth    int    // how many deltas are being fetched that lie on this image
+	leave    func() // gives up the place among the fetches that run
 	done     chan struct{}
 	err      error // once done
 	cancel   context.CancelCauseFunc
@@ -43,17 +45,23 @@ func (s *Store) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet.
 		return nil, err
 	}
 	t := s.trustOf(r.TrustedCertificates)
+	asked := map[baseRef]bool{}
 	for {
 		if err := s.vouch(ctx, r.Context, id, t); err != nil {
 			return nil, err
 		}
-		img, f, err := s.lookup(ctx, r, id, t)
+		if err := s.askBases(ctx, r.Context, id, asked); err != nil {
+			return nil, err
+		}
+		img, f, joined, err := s.lookup(ctx, r, id, t, asked)
 		if img != nil || err != nil {
 			return img, err
 		}
+		if f == nil {
+			continue // stored meanwhile
+		}
 		err = s.await(ctx, f)
-		// Another caller's flavor may have been too small for what fits ours.
-		if isTooSmall(err) && f.maxBytes > 0 && (r.MaxBytes == 0 || r.MaxBytes > f.maxBytes) {
+		if joined && othersFault(err, f, r.MaxBytes) {
 			continue
 		}
 		if err != nil {
@@ -62,28 +70,32 @@ func (s *Store) Prepare(ctx context.Context, r *novalet.ImageRequest) (*novalet.
 	}
 }
 
-// lookup gives the image if the store has it, leased; else the flight that fetches it, joined.
-func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string, t *trust) (*novalet.Image, *flight, error) {
+// lookup gives the image if the store has it, leased; else the flight that fetches it, and whether that was under way. None
+// of both when Glance has to be asked for more than was asked for.
+func (s *Store) lookup(ctx context.Context, r *novalet.ImageRequest, id string, t *trust, asked map[baseRef]bool) (img *novalet.Image, f *flight, joined bool, err error) {
 	if err := context.Cause(ctx); err != nil {
-		return nil, nil, err
+		return nil, nil, false, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, nil, errClosed
+		return nil, nil, false, errClosed
 	}
 	if rec := s.usableLocked(id, t); rec != nil {
 		if img := s.imageLocked(rec); img != nil {
+			if slices.ContainsFunc(rec.Bases, func(b baseRef) bool { return !asked[b] }) {
+				return nil, nil, false, nil
+			}
 			img, err := s.finishLocked(r, rec, img)
-			return img, nil, err
+			return img, nil, false, err
 		}
 	}
-	f := s.flights[t.key(id)]
-	if f == nil {
-		f = s.startLocked(r, id, t)
+	f = s.flights[t.key(id)]
+	if joined = f != nil; !joined {
+		f = s.startLocked(r, id, t, 0)
 	}
 	f.waiters++
-	return nil, f, nil
+	return nil, f, joined, nil
 }
 
 // usableLocked is the record of a stored image, nil also for one whose signature was not looked at and has to be. s.mu is
@@ -119,9 +131,9 @@ func (s *Store) finishLocked(r *novalet.ImageRequest, rec *imageRecord, img *nov
 }
 
 // startLocked begins to fetch an image. s.mu is held.
-func (s *Store) startLocked(r *novalet.ImageRequest, id string, t *trust) *flight {
+func (s *Store) startLocked(r *novalet.ImageRequest, id string, t *trust, depth int) *flight {
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	f := &flight{id: id, key: t.key(id), name: r.Meta.Name, trust: &trust{signed: t.signed, ids: t.ids, nobody: t.nobody}, maxBytes: r.MaxBytes,
+	f := &flight{id: id, key: t.key(id), name: r.Meta.Name, trust: &trust{signed: t.signed, ids: t.ids, nobody: t.nobody}, maxBytes: r.MaxBytes, depth: depth,
 		done: make(chan struct{}), cancel: cancel}
 	s.flights[f.key] = f
 	s.fetching++
@@ -211,7 +223,7 @@ func (s *Store) Cache(ctx context.Context, rc novalet.RequestContext, imageID st
 	}
 	f := s.flights[t.key(imageID)]
 	if f == nil {
-		f = s.startLocked(&novalet.ImageRequest{Context: rc}, imageID, t)
+		f = s.startLocked(&novalet.ImageRequest{Context: rc}, imageID, t, 0)
 	}
 	f.waiters++
 	s.mu.Unlock()

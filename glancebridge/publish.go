@@ -22,7 +22,7 @@ var atStage = func(string) {}
 
 // publish moves the layers of an image that was read whole and verified into the store, each by one rename, then
 // writes the image's record. Layers that were stored meanwhile by somebody else win over ours.
-func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, gaps []layer.IndexedLayer, signer []byte, work string) error {
+func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result, applied *layer.ApplyResult, base *imageRecord, gaps []layer.IndexedLayer, signer []byte, work string) error {
 	if err := checkMachine(rec.ID, s.o.Arch, res); err != nil {
 		return err
 	}
@@ -38,6 +38,11 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 		HasConfig: res.HasConfig, HashAlgo: rec.HashAlgo, HashValue: rec.HashValue, Download: rec.Size,
 		MinDiskGB: rec.MinDiskGB, MinRAMMB: rec.MinRAMMB, VirtualSize: max(rec.VirtualSize, res.VirtualSize),
 		Signed: signer != nil, Signer: signer, Owner: rec.Owner, Visibility: rec.Visibility, Properties: rec.Properties, LastUsed: time.Now().UTC(), Created: time.Now().UTC()}
+	if base != nil {
+		img.Version = deltaVersion
+		img.Bases = append([]baseRef{{base.ID, base.HashAlgo, base.HashValue}}, base.Bases...)
+		img.Layers, img.Joined = slices.Clone(base.Layers), slices.Clone(base.Layers)
+	}
 	var trees []layerTree
 	for _, i := range res.Order {
 		p, a := streamed[i], byIndex[i]
@@ -59,6 +64,9 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 			t.stored = filepath.Join(s.layerDir(p.ID), "fs")
 		}
 		trees = append(trees, t)
+	}
+	if base != nil && len(base.Layers)+len(trees) > maxStack {
+		return baseRefused(rec.ID, fmt.Sprintf("the image is a delta and has more than %d layers with those below it; boot a self-contained snapshot instead", maxStack), nil)
 	}
 	if len(trees) > maxStack {
 		id, err := s.squash(ctx, rec.ID, trees[:len(trees)-keepAbove], work)
@@ -85,6 +93,9 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 	img.Layers = once(img.Layers)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.imageLocked(img) == nil {
+		return fmt.Errorf("publish image: a layer of the image that it is a delta of is gone")
+	}
 	img.Init = s.findInit(img.Layers)
 	if old := s.images[img.ID]; !img.Signed && old != nil && old.Signed && old.HashValue != "" && old.HashAlgo == img.HashAlgo && old.HashValue == img.HashValue {
 		// Fetched beside this, of the same data.

@@ -20,6 +20,9 @@ import (
 // recordVersion is written into every record; a reader refuses a later one.
 const recordVersion = 1
 
+// deltaVersion is that of an imageRecord with Bases: who does not know that they have to be asked for must not use it.
+const deltaVersion = 2
+
 // layerMeta is meta.json of a layer.
 type layerMeta struct {
 	Version int    `json:"version"`
@@ -67,6 +70,8 @@ type imageRecord struct {
 	// Owner and Visibility are Glance's at the time.
 	Owner      string `json:"owner,omitempty"`
 	Visibility string `json:"visibility,omitempty"`
+	// Bases are the images that this one is a delta of, the nearest first: Glance is asked for them at every use.
+	Bases []baseRef `json:"bases,omitempty"`
 	// Joined are the layers taken from the store without this image's own bytes for them: it proves nobody's right to them.
 	Joined []string `json:"joined,omitempty"`
 	// Properties are Glance's at the time, for requests that bring none.
@@ -194,7 +199,7 @@ func (s *Store) repair() error {
 		s.dirty = s.dirty || !durable
 	}
 	if err := readRecords(s.path("images"), func(name string, r *imageRecord) bool {
-		if r.Version > recordVersion || r.ID+".json" != name || !validID(r.ID) ||
+		if r.Version > deltaVersion || r.ID+".json" != name || !validID(r.ID) ||
 			slices.ContainsFunc(r.Layers, func(id string) bool { return s.layers[id] == nil }) {
 			return false
 		}

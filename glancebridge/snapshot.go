@@ -16,11 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/glancebridge/layer"
 	"github.com/novalet/novalet/internal/statefile"
 )
 
 // Snapshot implements novalet.ImageStore. The image is a container archive that holds both a docker manifest and an OCI
-// layout, with all its layers: docker, other hosts and this store read it without anything else. A request that is
+// layout, with all its layers: docker, other hosts and this store read it without anything else. With DeltaSnapshots it has
+// the topmost layer alone, which novalet alone reads. A request that is
 // repeated after a restart ends well at once when the earlier try had come to its end.
 func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) (err error) {
 	if !validID(r.ImageID) {
@@ -29,7 +31,8 @@ func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) (err e
 	start := time.Now()
 	log := s.log.With("instance", r.InstanceUUID, "image", r.ImageID, "request_id", r.Context.RequestID)
 	defer func() { s.endUpload(ctx, r, err) }()
-	if done, err := s.uploadedBefore(ctx, r); done || err != nil {
+	rec, done, err := s.uploadedBefore(ctx, r)
+	if done || err != nil {
 		return err
 	}
 	spool, err := unlinkedFile(s.path("ingest"))
@@ -57,7 +60,8 @@ func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) (err e
 	}
 	log.Info("instance captured", "files", len(c.entries), "bytes", c.off, "stood_still", thawed.Sub(frozen).Round(time.Millisecond),
 		"duration", time.Since(start).Round(time.Millisecond))
-	a, err := s.snapshotArchive(r, c)
+	base := s.deltaBase(ctx, r, rec)
+	a, err := s.snapshotArchive(r, c, base)
 	if err != nil {
 		return fmt.Errorf("snapshot instance: %w", err)
 	}
@@ -73,13 +77,19 @@ func (s *Store) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) (err e
 	if r.Base != nil && r.Base.Kind != "" {
 		props[propKind] = string(r.Base.Kind)
 	}
+	switch {
+	case base != nil:
+		props[propDelta] = base.Image
+	case rec.Properties[propDelta] != "":
+		props[propDelta] = "" // inherited from the image
+	}
 	if err := s.o.Glance.Update(ctx, r.Context, r.ImageID, ImageUpdate{DiskFormat: "raw", ContainerFormat: "docker", Properties: props}); err != nil {
 		return fmt.Errorf("snapshot instance: %w", err)
 	}
 	if err := s.upload(ctx, r, a); err != nil {
 		return fmt.Errorf("snapshot instance: %w", err)
 	}
-	log.Info("snapshot uploaded", "bytes", a.size, "duration", time.Since(start).Round(time.Millisecond))
+	log.Info("snapshot uploaded", "bytes", a.size, "delta", base != nil, "duration", time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
@@ -97,12 +107,20 @@ type archiveLayer struct {
 	origin string
 }
 
-// snapshotArchive plans the archive of an instance: the layers of its image, and what it wrote itself on top.
-func (s *Store) snapshotArchive(r *novalet.SnapshotRequest, c *capture) (*archive, error) {
+// snapshotArchive plans the archive of an instance: the layers of its image, unless it is a delta of that, and what it wrote
+// itself on top.
+func (s *Store) snapshotArchive(r *novalet.SnapshotRequest, c *capture, base *layer.Base) (*archive, error) {
 	var layers []archiveLayer
 	below := r.Root.Layers
 	if len(below) == 0 && r.Base != nil {
 		below = r.Base.Layers
+	}
+	var left []string
+	if base != nil {
+		for _, l := range below {
+			left = append(left, l.DiffID)
+		}
+		below = nil
 	}
 	for _, l := range below {
 		s.mu.Lock()
@@ -128,7 +146,7 @@ func (s *Store) snapshotArchive(r *novalet.SnapshotRequest, c *capture) (*archiv
 	if cfg.Architecture == "" || !strings.EqualFold(cfg.Architecture, s.o.Arch) {
 		cfg.Architecture = s.o.Arch
 	}
-	return planArchive(layers, cfg, time.Now().UTC())
+	return planArchive(layers, cfg, time.Now().UTC(), base, left)
 }
 
 // tarSum is what a stored layer comes to as a tar of ours.
@@ -165,10 +183,15 @@ func (s *Store) measureLayer(id string, write func(io.Writer) error) (int64, str
 	return got.Size, got.Hex, nil
 }
 
-// planArchive lays out an archive that is a docker save archive and an OCI layout at once.
-func planArchive(layers []archiveLayer, cfg novalet.ImageConfig, created time.Time) (*archive, error) {
+// planArchive lays out an archive that is a docker save archive and an OCI layout at once; or a delta on the layers below of
+// another image.
+func planArchive(layers []archiveLayer, cfg novalet.ImageConfig, created time.Time, base *layer.Base, below []string) (*archive, error) {
 	type object map[string]any
 	ids, history, paths, descs := []string{}, []object{}, []string{}, []object{}
+	for _, id := range below {
+		ids = append(ids, id)
+		history = append(history, object{"created": created, "created_by": "base image"})
+	}
 	for _, l := range layers {
 		ids = append(ids, "sha256:"+l.hex)
 		history = append(history, object{"created": created, "created_by": l.origin})
@@ -210,6 +233,22 @@ func planArchive(layers []archiveLayer, cfg novalet.ImageConfig, created time.Ti
 	if err != nil {
 		return nil, err
 	}
+	type document struct {
+		name string
+		data []byte
+	}
+	docs := []document{{"blobs/sha256/" + configHex, config}}
+	if base == nil {
+		docs = append(docs, document{"blobs/sha256/" + manifestHex, manifest}, document{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)},
+			document{"index.json", index})
+	} else {
+		delta, _, err := blob(base)
+		if err != nil {
+			return nil, err
+		}
+		docs = append(docs, document{layer.DeltaName, delta})
+	}
+	docs = append(docs, document{"manifest.json", docker})
 	write := func(w io.Writer, contents bool) error {
 		tw := tar.NewWriter(w)
 		file := func(name string, b []byte) error {
@@ -243,11 +282,7 @@ func planArchive(layers []archiveLayer, cfg novalet.ImageConfig, created time.Ti
 				return fmt.Errorf("write archive: layer %s reads as %s now", l.hex, got)
 			}
 		}
-		for _, f := range []struct {
-			name string
-			data []byte
-		}{{"blobs/sha256/" + configHex, config}, {"blobs/sha256/" + manifestHex, manifest},
-			{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)}, {"index.json", index}, {"manifest.json", docker}} {
+		for _, f := range docs {
 			if err := file(f.name, f.data); err != nil {
 				return err
 			}

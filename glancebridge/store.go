@@ -63,6 +63,9 @@ type Options struct {
 	// parts, the layers of a container archive that are stored already are left out, and the others are checked by the
 	// digests in its config.
 	WholeImages bool
+	// DeltaSnapshots has a snapshot hold what the instance wrote alone, and name the image below it by digest. Such images are
+	// read whatever this says.
+	DeltaSnapshots bool
 	// VerifySignatures has every image checked against the signature in its properties, and refuses those without one; for
 	// a request that names trusted certificates this holds anyway. Certificates is where they come from, nil refuses all
 	// that would be checked. ValidateCertificates has every signing certificate lead to a trusted one, by default to one of

@@ -57,31 +57,31 @@ func (s *Store) cleanNotes() error {
 
 // uploadedBefore looks at the image of a snapshot before anything is done. done: an earlier try of the same request has
 // uploaded it.
-func (s *Store) uploadedBefore(ctx context.Context, r *novalet.SnapshotRequest) (done bool, err error) {
-	rec, err := s.settled(ctx, r.Context, r.ImageID)
+func (s *Store) uploadedBefore(ctx context.Context, r *novalet.SnapshotRequest) (rec *ImageRecord, done bool, err error) {
+	rec, err = s.settled(ctx, r.Context, r.ImageID)
 	if err != nil {
-		return false, fmt.Errorf("snapshot instance: %w", glanceFault(r.ImageID, err))
+		return nil, false, fmt.Errorf("snapshot instance: %w", glanceFault(r.ImageID, err))
 	}
 	switch note := s.readNote(r.ImageID); {
 	case rec.Status == "queued":
-		return false, nil
+		return rec, false, nil
 	case rec.Status == "saving":
-		return false, snapshotFault(r.ImageID, "Glance still holds an earlier, broken upload of the snapshot; take the snapshot again")
+		return nil, false, snapshotFault(r.ImageID, "Glance still holds an earlier, broken upload of the snapshot; take the snapshot again")
 	case rec.Status != "active":
-		return false, snapshotFault(r.ImageID, fmt.Sprintf("the image of the snapshot is in status %q and takes no data; take the snapshot again", cut(rec.Status)))
+		return nil, false, snapshotFault(r.ImageID, fmt.Sprintf("the image of the snapshot is in status %q and takes no data; take the snapshot again", cut(rec.Status)))
 	case note != nil && rec.Size != note.Size:
-		return false, snapshotFault(r.ImageID, fmt.Sprintf("the upload of the snapshot was cut after %d of %d bytes; take the snapshot again", rec.Size, note.Size))
+		return nil, false, snapshotFault(r.ImageID, fmt.Sprintf("the upload of the snapshot was cut after %d of %d bytes; take the snapshot again", rec.Size, note.Size))
 	case note == nil && (rec.ContainerFormat != "docker" || rec.DiskFormat != "raw"):
-		return false, snapshotFault(r.ImageID, "the image of the snapshot holds other data; take the snapshot again")
+		return nil, false, snapshotFault(r.ImageID, "the image of the snapshot holds other data; take the snapshot again")
 	}
 	s.log.Info("snapshot was uploaded by an earlier try", "instance", r.InstanceUUID, "image", r.ImageID, "bytes", rec.Size,
 		"request_id", r.Context.RequestID)
 	if r.Captured != nil {
 		if err := r.Captured(ctx); err != nil {
-			return false, fmt.Errorf("snapshot instance: %w", err)
+			return nil, false, fmt.Errorf("snapshot instance: %w", err)
 		}
 	}
-	return true, nil
+	return rec, true, nil
 }
 
 func snapshotFault(imageID, text string) *novalet.Fault {

@@ -264,7 +264,7 @@ func (s *settings) engine(log *slog.Logger) engine.Options {
 // images are the image store's options of these settings.
 func (s *settings) images(from glancebridge.Glance, log *slog.Logger) glancebridge.Options {
 	return glancebridge.Options{Dir: filepath.Join(s.stateDir, "images"), Glance: from, Logger: log, IDBase: imageIDs, KeepUnused: s.imageKeepUnused,
-		MinAge: s.imageMinAge, WholeImages: s.imageWhole, HighPercent: s.imageHigh, LowPercent: s.imageLow, HighWater: s.imageMax, LowWater: s.imageMax / 10 * 9}
+		MinAge: s.imageMinAge, WholeImages: s.imageWhole, DeltaSnapshots: s.imageDeltas, HighPercent: s.imageHigh, LowPercent: s.imageLow, HighWater: s.imageMax, LowWater: s.imageMax / 10 * 9}
 }
 
 // noPlacement is for the embedded controller, which has none.

@@ -39,6 +39,7 @@ type settings struct {
 	imageHigh, imageLow  int   // percent of the file system
 	imageMax             int64 // bytes
 	imageWhole           bool
+	imageDeltas          bool     // [novalet] snapshot_deltas
 	imageSigned          bool     // [glance] verify_glance_signatures
 	imageValidated       bool     // [glance] enable_certificate_validation
 	imageTrusted         []string // the default list of trusted certificates, when they are validated
@@ -109,6 +110,7 @@ func (s *settings) readImageMarks(cfg *osloconf.Config) {
 		cfg.Errorf("novalet", "image_cache_low_watermark_percent", "%d is above image_cache_high_watermark_percent, %d", s.imageLow, s.imageHigh)
 	}
 	s.imageWhole = !cfg.Bool("novalet", "image_partial_downloads", true)
+	s.imageDeltas = cfg.Bool("novalet", "snapshot_deltas", false)
 	s.imageSigned = cfg.Bool("glance", "verify_glance_signatures", false)
 	if s.imageValidated = cfg.Bool("glance", "enable_certificate_validation", false); s.imageValidated {
 		s.imageTrusted = cfg.List("glance", "default_trusted_certificate_ids", nil)

@@ -37,6 +37,8 @@ type Result struct {
 	Order []int `json:"order"`
 	// VirtualSize is the size of the disk that the image is of, in bytes, 0 for an archive.
 	VirtualSize int64 `json:"virtual_size,omitempty"`
+	// Base is the image that a delta lies on; Order then has the delta's own layers.
+	Base *Base `json:"base,omitempty"`
 	// Index is what IndexArchive found.
 	Index []IndexedLayer `json:"index,omitempty"`
 	// Warnings are for the log.

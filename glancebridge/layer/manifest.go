@@ -295,7 +295,17 @@ func (c *container) finish(res *Result, doc []byte) (*Result, error) {
 	if len(res.Order) > maxLayers {
 		return nil, Refuse("the image has more than %d layers; squash it", maxLayers)
 	}
-	if ids := cfg.RootFS.DiffIDs; len(ids) > 0 {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	res.Base = base
+	if ids := cfg.RootFS.DiffIDs; len(ids) > 0 || base != nil {
+		if base != nil {
+			// What comes first is the base's.
+			res.Format = "delta-archive"
+			ids = ids[max(len(ids)-len(res.Order), 0):]
+		}
 		if len(ids) != len(res.Order) {
 			return nil, Refuse("the image's config names %d layers, its manifest %d; make the archive again", len(ids), len(res.Order))
 		}

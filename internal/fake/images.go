@@ -15,13 +15,14 @@ type imageState struct {
 	images  map[string]*novalet.Image
 	leases  map[string]bool
 	uploads map[string]string      // image id → instance
+	whole   map[string]bool        // images that were asked to be self-contained
 	backups map[[2]string][]string // instance and backup_type → image ids, oldest first
 	gone    []string               // images deleted in Glance
 	trusted []string               // certificates of the last request
 }
 
 func newImageState() *imageState {
-	return &imageState{images: map[string]*novalet.Image{}, leases: map[string]bool{}, uploads: map[string]string{},
+	return &imageState{images: map[string]*novalet.Image{}, leases: map[string]bool{}, uploads: map[string]string{}, whole: map[string]bool{},
 		backups: map[[2]string][]string{}}
 }
 
@@ -60,6 +61,13 @@ func (s *imageState) Uploaded(imageID string) string {
 	s.imu.Lock()
 	defer s.imu.Unlock()
 	return s.uploads[imageID]
+}
+
+// Whole reports whether an image that was uploaded had to be self-contained.
+func (s *imageState) Whole(imageID string) bool {
+	s.imu.Lock()
+	defer s.imu.Unlock()
+	return s.whole[imageID]
 }
 
 // DeletedImages returns the ids handed to DeleteImage.
@@ -135,7 +143,7 @@ func (s *Images) Snapshot(ctx context.Context, r *novalet.SnapshotRequest) error
 		}
 	}
 	s.imu.Lock()
-	s.uploads[r.ImageID] = r.InstanceUUID
+	s.uploads[r.ImageID], s.whole[r.ImageID] = r.InstanceUUID, r.Whole
 	if r.Base != nil {
 		img := *r.Base
 		img.ID = r.ImageID
