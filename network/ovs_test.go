@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,8 +21,11 @@ import (
 	"github.com/novalet/novalet/network/ovsdb"
 )
 
-// openvswitch is a switch of the test's own, in the test's namespace, with the userspace datapath: it needs no kernel
-// module.
+// datapath is the one that the tests' bridges have: the userspace one, which needs no kernel module, or that of
+// NOVALET_OVS_DATAPATH ("system" is the kernel's).
+var datapath = cmp.Or(os.Getenv("NOVALET_OVS_DATAPATH"), "netdev")
+
+// openvswitch is a switch of the test's own, in the test's namespace.
 type openvswitch struct {
 	t      *testing.T
 	dir    string
@@ -50,7 +54,7 @@ func startOVS(t *testing.T) *openvswitch {
 	})
 	o.vsctl("--no-wait", "init")
 	o.start("/usr/sbin/ovs-vswitchd", o.remote, "--unixctl="+filepath.Join(dir, "sw.ctl"))
-	o.vsctl("add-br", "br-int", "--", "set", "Bridge", "br-int", "datapath_type=netdev")
+	o.vsctl("add-br", "br-int", "--", "set", "Bridge", "br-int", "datapath_type="+datapath)
 	return o
 }
 
@@ -133,6 +137,17 @@ func ovsVIF(id, mac, addr string, hybrid bool) *novalet.VIF {
 	return v
 }
 
+// txChecksum reads whether a device leaves checksums to whom it sends to: "on" or "off".
+func txChecksum(device string) (string, error) {
+	out, err := exec.Command("ethtool", "-k", device).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("ethtool: %w: %s", err, out)
+	}
+	_, after, _ := strings.Cut(string(out), "\ntx-checksumming: ")
+	state, _, _ := strings.Cut(after, "\n")
+	return state, nil
+}
+
 func testOVS(t *testing.T, hybrid bool, switchPort func(string) string, devices []string) {
 	hostNS(t)
 	o := startOVS(t)
@@ -179,8 +194,21 @@ func testOVS(t *testing.T, hybrid bool, switchPort func(string) string, devices 
 	if err := transfer(a, b, "10.78.0.11"); err != nil {
 		t.Errorf("tcp: %v", err)
 	}
-	if got := o.vsctl("get", "Bridge", "br-int", "datapath_type"); got != "netdev" {
+	if got := o.vsctl("get", "Bridge", "br-int", "datapath_type"); got != datapath {
 		t.Errorf("the bridge was changed: datapath %s", got)
+	}
+	// The kernel's datapath finishes checksums where it has to: nobody pays for them in software.
+	var err error
+	offload, device := "", "eth0"
+	read := func() (err error) { offload, err = txChecksum(device); return err }
+	if hybrid {
+		device = qvbName(portA)
+		err = read()
+	} else {
+		err = inNetNS(a, read)
+	}
+	if want := map[bool]string{true: "off", false: "on"}[datapath == "netdev"]; err != nil || offload != want {
+		t.Errorf("checksum offload of %s with the datapath %s: %s, %v", device, datapath, offload, err)
 	}
 
 	// The guest addresses the host itself: by the group address, which every stack takes. The ping is answered by nobody, and
@@ -277,7 +305,7 @@ func TestTrunkParent(t *testing.T) {
 	ns := newNS(t)
 	r := &novalet.PlugRequest{InstanceUUID: instA, VIF: ovsVIF(portA, "fa:16:3e:00:00:0a", "10.78.0.10", false), NetNS: nsPath(ns), Static: true}
 	r.VIF.Network.Bridge = "tbr-0123456789"
-	r.VIF.Details = map[string]json.RawMessage{"datapath_type": json.RawMessage(`"netdev"`)}
+	r.VIF.Details = map[string]json.RawMessage{"datapath_type": json.RawMessage(`"` + datapath + `"`)}
 	for range 2 {
 		if err := p.Plug(t.Context(), r); err != nil {
 			t.Fatal(err)
@@ -286,7 +314,7 @@ func TestTrunkParent(t *testing.T) {
 	if got := o.vsctl("list-ports", "tbr-0123456789"); got != "tapaaaaaaaa-69" {
 		t.Errorf("ports %q", got)
 	}
-	if got := o.vsctl("get", "Bridge", "tbr-0123456789", "datapath_type"); got != "netdev" {
+	if got := o.vsctl("get", "Bridge", "tbr-0123456789", "datapath_type"); got != datapath {
 		t.Errorf("datapath %s", got)
 	}
 	if err := p.Unplug(t.Context(), instA, r.VIF); err != nil {
@@ -298,7 +326,7 @@ func TestTrunkParent(t *testing.T) {
 	if err := p.Plug(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
-	o.vsctl("add-br", "tbr-foreign", "--", "set", "Bridge", "tbr-foreign", "datapath_type=netdev")
+	o.vsctl("add-br", "tbr-foreign", "--", "set", "Bridge", "tbr-foreign", "datapath_type="+datapath)
 	if _, err := p.Sweep(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh: boot the virtual machine, run the tests of tests/vm/list in it and bring the results to build/test/vm:
+# run.sh: boot the virtual machine, run the tests of tests/vm/list (or VM_LIST) in it and bring the results to build/test/vm:
 # NAME.log and NAME.rc of each line of the list, NAME.log.again and NAME.rc.again where something failed. Fails when the
 # machine did not get to the end of the list; which tests failed is for the caller to read. Needs root and an image's
 # packages; KVM is not needed, and used only when VM_ACCEL=kvm asks for it.
@@ -12,8 +12,8 @@ stage=build/vm
 [ "$(uname -m)" = x86_64 ] || { echo "the virtual machine is made for x86_64" >&2; exit 1; }
 
 # In seconds: generous, for another machine may have half as much time for it.
-deadline=1800
-list=$(grep -E "^(${VM_ONLY:-[a-z]+}) " tests/vm/list)
+deadline=${VM_DEADLINE:-5400}
+list=$(grep -E "^(${VM_ONLY:-[a-z]+}) " "${VM_LIST:-tests/vm/list}")
 
 rm -rf "$stage" "$out"
 image=$(tests/vm/image.sh)
@@ -33,6 +33,16 @@ for p in cmd/novalet-shim engine/testdata/attack; do
 done
 "$GO" build -tags novalet_holes -ldflags='-s -w' -o "$disk/go/build/cmd/novalet-shim@novalet_holes" ./cmd/novalet-shim
 cp bin/novalet "$disk/novalet"
+if grep -qE '^(demo|unit) ' <<<"$list"; then
+    images=/var/cache/novalet/images
+    tests/images/demo.sh "$images"
+    mkdir "$disk/images"
+    cp "$images"/{web.tar,debian-12.tar.gz}{,.json} "$disk/images/"
+fi
+if grep -q '^unit ' <<<"$list"; then
+    make --no-print-directory install GO="$GO" DESTDIR="$PWD/$disk/install"
+    "$GO" build -trimpath -tags shim -ldflags='-s -w -X main.version=0.2.0-next' -o "$disk/upgrade" ./cmd/novalet
+fi
 cp tests/vm/guest/guest.sh "$disk/guest.sh"
 cp tests/vm/guest/go "$disk/go-command"
 printf '%s\n' "$list" >"$disk/list"

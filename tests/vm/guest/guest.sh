@@ -8,11 +8,20 @@ out=/out
 mkdir -p $out
 say() { printf '## %s\n' "$*"; }
 
+# watch LOG: tell the end of it now and then, so that one who watches the console knows what it is at, also when it hangs.
+watch() {
+    while sleep 60; do
+        say "  $(tail -n 1 "$1" | tr -dc '[:print:]' | cut -c1-160)"
+    done
+}
+
 # test NAME PACKAGE ARGS…: one test program, in the folder of its package. What failed is run once more, alone.
 test_() {
-    local name=$1 pkg=$2 rc t0=$SECONDS tests
+    local name=$1 pkg=$2 rc t0=$SECONDS tests watcher
     shift 2
     say "$name"
+    watch "$out/$name.log" &
+    watcher=$!
     (cd "/root/src/$pkg" && "/t/go/test/$pkg.test" -test.v -test.timeout 60m "$@") >"$out/$name.log" 2>&1 </dev/null
     rc=$?
     if [ $rc != 0 ]; then
@@ -23,6 +32,7 @@ test_() {
             echo $? >"$out/$name.rc.again"
         fi
     fi
+    kill $watcher
     echo $rc >"$out/$name.rc"
     say "$name: exit code $rc, $((SECONDS - t0)) s, $(grep -c '^ *--- PASS' "$out/$name.log") passed, $(grep -c '^ *--- FAIL' "$out/$name.log") failed, $(grep -c '^ *--- SKIP' "$out/$name.log") skipped"
 }
@@ -31,6 +41,12 @@ say "systemd $(systemctl is-system-running), $(uname -r), $(systemd-detect-virt)
 mkdir /root/src /root/upper /root/work
 mount -t overlay -o lowerdir=/t/src,upperdir=/root/upper,workdir=/root/work overlay /root/src
 install -m 755 /t/go-command /usr/local/bin/go
+mkdir /root/src/bin && ln -s /t/novalet /root/src/bin/novalet
+export NOVALET_DEMO="bin/novalet demo --images /t/images --timeout 20m"
+export NOVALET_SYSTEMD_TESTS=1 NOVALET_TEST_IMAGE=/t/images/web.tar NOVALET_UPGRADE=/t/upgrade
+[ ! -d /t/install ] || tar -C /t/install -cf - . | tar -C / --keep-directory-symlink -xf -
+modprobe openvswitch
+export NOVALET_OVS_DATAPATH=system
 /t/novalet doctor >$out/doctor.txt 2>&1
 
 while read -r name pkg args; do
