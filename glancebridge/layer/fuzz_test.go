@@ -99,10 +99,12 @@ func FuzzTarReader(f *testing.F) {
 func FuzzManifest(f *testing.F) {
 	l := tarOf(f, part{name: "x", data: "x"})
 	hex := strings.TrimPrefix(digest(l), "sha256:")
-	f.Add([]byte(`[{"Config":"c.json","Layers":["l.tar"]}]`), []byte(`{"os":"linux","rootfs":{"diff_ids":["sha256:`+hex+`"]}}`), []byte(`{}`))
-	f.Add([]byte(``), []byte(`{"config":{"digest":"sha256:00"},"layers":[]}`), []byte(`{"manifests":[{"digest":"sha256:`+hex+`"}]}`))
-	f.Add([]byte(`[null]`), []byte(`{"manifests":[]}`), []byte(`{"manifests":[],"layers":[{}]}`))
-	f.Fuzz(func(t *testing.T, manifest, config, index []byte) {
+	f.Add([]byte(`[{"Config":"c.json","Layers":["l.tar"]}]`), []byte(`{"os":"linux","rootfs":{"diff_ids":["sha256:`+hex+`"]}}`), []byte(`{}`), []byte(``))
+	f.Add([]byte(``), []byte(`{"config":{"digest":"sha256:00"},"layers":[]}`), []byte(`{"manifests":[{"digest":"sha256:`+hex+`"}]}`), []byte(``))
+	f.Add([]byte(`[null]`), []byte(`{"manifests":[]}`), []byte(`{"manifests":[],"layers":[{}]}`), []byte(`{}`))
+	f.Add([]byte(`[{"Config":"c.json","Layers":["l.tar"]}]`), []byte(`{"rootfs":{"diff_ids":["sha256:00","sha256:`+hex+`"]}}`), []byte(``),
+		[]byte(`{"version":1,"image":"x","os_hash_algo":"sha256","os_hash_value":"`+hex+`"}`))
+	f.Fuzz(func(t *testing.T, manifest, config, index, delta []byte) {
 		parts := []part{{name: "l.tar", data: string(l)}, {name: "c.json", data: string(config)}, {name: "oci-layout", data: "{}"},
 			{name: "blobs/sha256/" + strings.TrimPrefix(digest(config), "sha256:"), data: string(config)}}
 		if len(manifest) > 0 {
@@ -111,6 +113,9 @@ func FuzzManifest(f *testing.F) {
 		if len(index) > 0 {
 			parts = append(parts, part{name: "index.json", data: string(index)})
 		}
+		if len(delta) > 0 {
+			parts = append(parts, part{name: DeltaName, data: string(delta)})
+		}
 		res, err := readContainer(bytes.NewReader(tarOf(t, parts...)), NewEncoder(io.Discard), ArchiveOptions{Arch: "amd64", Limits: Limits{}.withDefaults()})
 		var refused *RefusedError
 		if err != nil && !errors.As(err, &refused) {
@@ -118,6 +123,12 @@ func FuzzManifest(f *testing.F) {
 		}
 		if err == nil && len(res.Order) == 0 {
 			t.Fatal("an image without layers was accepted")
+		}
+		if err == nil && res.Base == nil && bytes.HasPrefix(delta, []byte("{")) {
+			t.Fatal("a delta was taken for whole")
+		}
+		if err == nil && res.Base != nil && (!res.Base.Strong() || res.Base.Image == "") {
+			t.Fatalf("a delta that names no base was accepted: %+v", res.Base)
 		}
 	})
 }
