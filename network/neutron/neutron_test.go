@@ -239,6 +239,8 @@ func TestCancelledAllocation(t *testing.T) {
 	f.fail = func(method, path string) (int, string) {
 		if method == http.MethodGet && strings.Contains(path, "subnets") {
 			cancel(gone)
+			// Even if this answer is still read, it is none of a success.
+			return http.StatusServiceUnavailable, ""
 		}
 		return 0, ""
 	}
