@@ -485,3 +485,23 @@ func TestAttackFileMode(t *testing.T) {
 		t.Fatalf("open to others: %v", bad)
 	}
 }
+
+// TestAttackMountTable: what an instance reads of its mounts tells nothing of where things are on the host.
+func TestAttackMountTable(t *testing.T) {
+	te := newEngine(t)
+	spec := app(busybox(t), "sleep 1000")
+	spec.Files = []novalet.File{{Path: "/etc/secret", Data: []byte("password"), Mode: 0o600}}
+	te.run("app", novalet.Limits{RootBytes: 64 << 20, EphemeralBytes: []int64{16 << 20}}, spec)
+	te.run("deb", novalet.Limits{}, machineOf(debian(t)))
+	for _, id := range []string{"app", "deb"} {
+		out, code := te.sh(id, "cat /proc/self/mountinfo /proc/self/mountstats /proc/mounts")
+		if code != 0 || !strings.Contains(out, "overlay") {
+			t.Fatalf("%s: exit code %d: %s", id, code, out)
+		}
+		for _, secret := range []string{te.opts.StateDir, te.opts.RunDir, filepath.Base(te.opts.StateDir), "upperdir=/var", "/upper"} {
+			if strings.Contains(out, secret) {
+				t.Errorf("%s: the mounts name %s:\n%s", id, secret, out)
+			}
+		}
+	}
+}

@@ -59,17 +59,10 @@ func attachedHere(lowers []int, upper, work string) (_ int, err error) {
 	}
 	// Upper and work by descriptor, for a path may hold a comma or a colon; layers by their number in a directory of
 	// their own, for all must fit into one page.
-	open := func(path string) (*os.File, error) {
-		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, fmt.Errorf("open %s: %w", path, err)
-		}
-		return os.NewFile(uintptr(fd), path), nil
-	}
 	place := filepath.Dir(upper)
 	var dirs [3]*os.File
 	for i, p := range []string{upper, work, place} {
-		if dirs[i], err = open(p); err != nil {
+		if dirs[i], err = openDir(p); err != nil {
 			return -1, err
 		}
 		defer dirs[i].Close()
@@ -120,5 +113,3 @@ func attach(lowers []int, place int) (string, error) {
 	}
 	return strings.Join(names, ":"), nil
 }
-
-func byDescriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

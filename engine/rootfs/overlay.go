@@ -70,7 +70,17 @@ func detached(lowers []int, upper, work string) (_ int, known bool, err error) {
 			return fail("add layer", err)
 		}
 	}
-	for _, o := range append([][2]string{{"upperdir", upper}, {"workdir", work}}, features...) {
+	options := append([][2]string(nil), features...)
+	// By descriptor: the mount table, which the instance reads, shows the name that was given.
+	for _, o := range [][2]string{{"upperdir", upper}, {"workdir", work}} {
+		dir, err := openDir(o[1])
+		if err != nil {
+			return fail("set "+o[0], err)
+		}
+		defer dir.Close()
+		options = append(options, [2]string{o[0], byDescriptor(int(dir.Fd()))})
+	}
+	for _, o := range options {
 		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
 			return fail("set "+o[0], err)
 		}
@@ -86,6 +96,17 @@ func detached(lowers []int, upper, work string) (_ int, known bool, err error) {
 	}
 	return fd, true, nil
 }
+
+// openDir opens a directory for its place alone. The host's own directories lead to it, a link at its end does not.
+func openDir(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func byDescriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // kernelLog returns what the kernel has to say about a refused configuration.
 func kernelLog(fs int) string {
