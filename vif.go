@@ -187,6 +187,10 @@ type VIFPlugger interface {
 	// may end then. The next Plug takes it over. Neutron's agents do not see the port go and come. It is the same as
 	// Unplug when the guest got rid of the inner end. netns must still exist.
 	Park(ctx context.Context, instanceUUID string, vif *VIF, netns string) error
+	// Silence lets no frame of a VIF in or out of the instance while on, and leaves addresses, routes and the link as they
+	// are: the kernel would go on speaking for a frozen guest. What the next Plug makes anew is not silent. netns must
+	// exist. Nil when nothing is there.
+	Silence(ctx context.Context, instanceUUID string, vif *VIF, netns string, on bool) error
 	// Sweep removes plugs of ours whose instance is not among keep (by uuid), and returns what it removed.
 	Sweep(ctx context.Context, keep map[string]bool) ([]string, error)
 	// Stats returns rx and tx counters by VIF id, seen from the instance.

@@ -83,6 +83,11 @@ func (a *Agent) plugNew(ctx context.Context, in *instance, info novalet.NetworkI
 	if err := a.plugger.Plug(ctx, &requests[len(requests)-1]); err != nil {
 		return fmt.Errorf("plug vif %s: %w", vif.ID, err)
 	}
+	if vm := in.view().VMState; st.State == novalet.ContainerPaused && (vm == novalet.VMPaused || vm == novalet.VMSuspended) {
+		if err := a.plugger.Silence(ctx, in.uuid, vif, st.NetNS, true); err != nil {
+			in.log.Warn("the new interface speaks for a guest that is paused", "vif", vif.ID, "err", err)
+		}
+	}
 	return nil
 }
 

@@ -40,7 +40,7 @@ func (a *Agent) bring(ctx context.Context, in *instance) error {
 	switch st.State {
 	case novalet.ContainerRunning:
 	case novalet.ContainerPaused:
-		err = a.runtime.Thaw(ctx, in.uuid)
+		err = a.thaw(ctx, in)
 	default:
 		err = a.plugCurrent(ctx, in, st.NetNS)
 		if err == nil {
@@ -238,26 +238,63 @@ func (a *Agent) rebootInstance(ctx context.Context, in *instance, op *novalet.Op
 	return errors.Join(err, a.settleAs(ctx, in, op.Context, expected, vm, power, nil))
 }
 
-// pauseInstance is pause_instance.
-func (a *Agent) pauseInstance(ctx context.Context, in *instance, op *novalet.Operation) error {
+// freeze stops the guest where it is, and its network, for which the kernel would go on speaking.
+func (a *Agent) freeze(ctx context.Context, in *instance) error {
 	if err := a.runtime.Freeze(ctx, in.uuid); err != nil {
 		return fmt.Errorf("freeze container: %w", err)
+	}
+	a.silence(ctx, in, true)
+	return nil
+}
+
+// thaw lets the guest go on. What comes in first waits for it in its sockets.
+func (a *Agent) thaw(ctx context.Context, in *instance) error {
+	a.silence(ctx, in, false)
+	if err := a.runtime.Thaw(ctx, in.uuid); err != nil {
+		return fmt.Errorf("thaw container: %w", err)
+	}
+	return nil
+}
+
+// silence is no part of what a user has to wait for: a host that cannot do it says so in the log.
+func (a *Agent) silence(ctx context.Context, in *instance, on bool) {
+	ctx, unlock := in.lockNet(ctx)
+	defer unlock()
+	info := in.view().NetworkInfo
+	if len(info) == 0 {
+		return
+	}
+	st, err := a.runtime.Status(ctx, in.uuid)
+	for i := range info {
+		if err == nil && st.NetNS != "" {
+			err = a.plugger.Silence(ctx, in.uuid, &info[i], st.NetNS, on)
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		in.log.Warn("interfaces do not follow the guest's pause", "silent", on, "err", err)
+	}
+}
+
+// pauseInstance is pause_instance.
+func (a *Agent) pauseInstance(ctx context.Context, in *instance, op *novalet.Operation) error {
+	if err := a.freeze(ctx, in); err != nil {
+		return err
 	}
 	return a.settleAs(ctx, in, op.Context, []novalet.TaskState{novalet.TaskPausing}, novalet.VMPaused, novalet.PowerPaused, nil)
 }
 
 // unpauseInstance is unpause_instance.
 func (a *Agent) unpauseInstance(ctx context.Context, in *instance, op *novalet.Operation) error {
-	if err := a.runtime.Thaw(ctx, in.uuid); err != nil {
-		return fmt.Errorf("thaw container: %w", err)
+	if err := a.thaw(ctx, in); err != nil {
+		return err
 	}
 	return a.settleAs(ctx, in, op.Context, []novalet.TaskState{novalet.TaskUnpausing}, novalet.VMActive, novalet.PowerRunning, nil)
 }
 
 // suspendInstance is suspend_instance: the processes stop where they are and their memory stays.
 func (a *Agent) suspendInstance(ctx context.Context, in *instance, op *novalet.Operation) error {
-	if err := a.runtime.Freeze(ctx, in.uuid); err != nil {
-		return fmt.Errorf("freeze container: %w", err)
+	if err := a.freeze(ctx, in); err != nil {
+		return err
 	}
 	meta := maps.Clone(op.Instance.SystemMetadata)
 	if meta == nil {

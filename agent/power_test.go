@@ -29,6 +29,11 @@ func (l *lab) take(uuid string, s step) {
 	if r.PowerState != s.power || l.world.State(uuid) != s.state || len(r.Faults) > 0 {
 		l.t.Errorf("%s: power %d, container %q, faults %v; want %d, %q, none", s.method, r.PowerState, l.world.State(uuid), r.Faults, s.power, s.state)
 	}
+	for id, plug := range l.world.Plugs(uuid) {
+		if plug.Silent != (s.state == novalet.ContainerPaused) {
+			l.t.Errorf("%s: interface %s is silent: %v", s.method, id, plug.Silent)
+		}
+	}
 	for _, e := range l.world.ActionEvents(uuid) {
 		if e.Err != nil {
 			l.t.Errorf("%s: event %s ended with %v", s.method, e.Name, e.Err)

@@ -65,8 +65,7 @@ func (p *Plugger) classify(link netlink.Link, fd int, name string) error {
 // classifyAt does so at a priority: what one program has no opinion about is the next one's.
 func (p *Plugger) classifyAt(link netlink.Link, fd int, name string, priority uint16) error {
 	index := link.Attrs().Index
-	clsact := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
-	if err := p.h.QdiscAdd(clsact); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := p.h.QdiscAdd(clsact(link)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add clsact to %s: %w", link.Attrs().Name, err)
 	}
 	f := &netlink.BpfFilter{

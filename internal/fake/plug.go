@@ -17,6 +17,7 @@ type Plug struct {
 	Static   bool
 	Address  string // configured inside
 	Replaced int    // times it was plugged
+	Silent   bool
 }
 
 type plugState struct {
@@ -139,6 +140,19 @@ func (p *Plugger) Park(ctx context.Context, _ string, _ *novalet.VIF, _ string) 
 		return err
 	}
 	return p.f.leave(ctx, "VIFPlugger.Park")
+}
+
+// Silence implements novalet.VIFPlugger.
+func (p *Plugger) Silence(ctx context.Context, uuid string, vif *novalet.VIF, _ string, on bool) error {
+	if err := p.f.enter(ctx, "VIFPlugger.Silence"); err != nil {
+		return err
+	}
+	p.vmu.Lock()
+	if plug := p.plugs[uuid][vif.ID]; plug != nil {
+		plug.Silent = on
+	}
+	p.vmu.Unlock()
+	return p.f.leave(ctx, "VIFPlugger.Silence")
 }
 
 // Sweep implements novalet.VIFPlugger.

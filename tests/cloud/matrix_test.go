@@ -122,6 +122,16 @@ func TestMatrix(t *testing.T) {
 		}
 	}
 	active := func(t *testing.T) { t.Helper(); waitStatus(t, u, a.ID, "ACTIVE") }
+	// A virtual machine that is paused answers nobody, although the kernel of a container could.
+	silent := func(t *testing.T) {
+		t.Helper()
+		if err := ping(b.ID, ipA)(); err == nil {
+			t.Error("it answers its neighbour while it is paused")
+		}
+		if out, err := sh(t.Context(), "ping", "-n", "-c", "2", "-W", "1", fip); err == nil {
+			t.Errorf("it answers at its floating address while it is paused: %s", out)
+		}
+	}
 	type step struct {
 		name string
 		do   func(t *testing.T)
@@ -145,7 +155,15 @@ func TestMatrix(t *testing.T) {
 		{"pause", func(t *testing.T) {
 			must(t, servers.Pause(t.Context(), u.compute, a.ID).ExtractErr())
 			waitStatus(t, u, a.ID, "PAUSED")
+			silent(t)
 			must(t, servers.Unpause(t.Context(), u.compute, a.ID).ExtractErr())
+			active(t)
+		}},
+		{"suspend and resume", func(t *testing.T) {
+			must(t, servers.Suspend(t.Context(), u.compute, a.ID).ExtractErr())
+			waitStatus(t, u, a.ID, "SUSPENDED")
+			silent(t)
+			must(t, servers.Resume(t.Context(), u.compute, a.ID).ExtractErr())
 			active(t)
 		}},
 		{"restart of the agent", func(t *testing.T) { devstack(t, "compute.sh", "restart", "novalet") }},
