@@ -99,6 +99,13 @@ func open(dir, ours, stock string) (*bench, error) {
 		b.options[o] = cfg.String("DEFAULT", o, "default")
 	}
 	url := strings.Replace(cfg.String("DEFAULT", "transport_url", ""), "rabbit://", "amqp://", 1)
+	settings, err := os.ReadFile(filepath.Join(dir, "settings"))
+	if err != nil {
+		return nil, err
+	}
+	if m := regexp.MustCompile(`SAVED_NET=(\S+)`).FindSubmatch(settings); m != nil {
+		b.options["net"] = string(m[1])
+	}
 	b.tap, err = openTap(url, b.hosts[:])
 	return b, err
 }
@@ -268,7 +275,11 @@ func (s series) add(row string, who int, v float64) {
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func (b *bench) run(rounds, batches, many int, idle time.Duration, out string) error {
-	r := report.New("boot", rounds)
+	name := "boot"
+	if n := b.options["net"]; n != "linuxbridge" {
+		name += "-" + n
+	}
+	r := report.New(name, rounds)
 	for k, v := range b.options {
 		r.Options[k] = v
 	}
@@ -429,10 +440,15 @@ func (b *bench) batch(s series) error {
 // rows turns the samples into the report's rows. Targets are those of the issues that asked for them.
 func (b *bench) rows(r *report.Report, s series) {
 	const peer = "nova-compute, fake driver"
+	// How long an agent of Neutron's takes that polls is not ours to promise; OVN tells at once.
+	total := 0.0
+	if b.options["net"] == "ovn" {
+		total = 0.8
+	}
 	for _, row := range []struct {
 		id, unit string
 		target   float64
-	}{{"cast_to_active_nonet", "ms", 0.5}, {"own_time_onenet", "ms", 0.5}, {"total_onenet", "ms", 0}, {"wired_wait", "ms", 0}, {"post_to_active_nonet", "ms", 0},
+	}{{"cast_to_active_nonet", "ms", 0.5}, {"own_time_onenet", "ms", 0.5}, {"total_onenet", "ms", total}, {"wired_wait", "ms", 0}, {"post_to_active_nonet", "ms", 0},
 		{"post_to_active_onenet", "ms", 0}, {"concurrent20_nonet", "ms", 0.6}, {"delete", "ms", 0.6}, {"conductor_calls", "calls", 7}, {"rest_calls", "requests", 6},
 		{"conductor_calls_delete", "calls", 6}, {"rss_idle_mib", "MiB", 25}, {"rss_200_mib", "MiB", 60},
 		{"idle_messages", "a minute", 0.8}, {"idle_bytes", "a minute", 0.6}} {
