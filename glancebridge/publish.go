@@ -93,7 +93,7 @@ func (s *Store) publish(ctx context.Context, rec *ImageRecord, res *layer.Result
 	img.Layers = once(img.Layers)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.imageLocked(img) == nil {
+	if base != nil && s.imageLocked(img) == nil {
 		return fmt.Errorf("publish image: a layer of the image that it is a delta of is gone")
 	}
 	img.Init = s.findInit(img.Layers)

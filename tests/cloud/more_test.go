@@ -31,27 +31,30 @@ func TestSnapshot(t *testing.T) {
 	t.Cleanup(func() { unchanged(t, before) })
 	s := boot(t, u, bootOpts{name: "snapped", image: base, noNet: true})
 	inside(t, s.ID, "/bin/sh", "-c", "echo written >/root/mark; rm /www/index.html; chown 33:33 /root/mark; sync")
-	res := servers.CreateImage(t.Context(), u.compute, s.ID, servers.CreateImageOpts{Name: "novalet-test-snapshot"})
-	id, err := res.ExtractImageID()
+	again := boot(t, u, bootOpts{name: "from-snapshot", image: takeSnapshot(t, u, s.ID).ID, noNet: true})
+	if out := inside(t, again.ID, "/bin/sh", "-c", "cat /root/mark; stat -c %u /root/mark; ls /www"); out != "written\n33\n" {
+		t.Errorf("in the server made from the snapshot: %q", out)
+	}
+}
+
+// takeSnapshot makes an image of a server, waits until it can be used, and removes it at the end.
+func takeSnapshot(t testing.TB, u *user, server string) *images.Image {
+	t.Helper()
+	id, err := servers.CreateImage(t.Context(), u.compute, server, servers.CreateImageOpts{Name: "novalet-test-snapshot"}).ExtractImageID()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = images.Delete(context.Background(), u.image, id).ExtractErr() })
-	eventually(t, long, "the image is active", func() error {
-		im, err := images.Get(t.Context(), u.image, id).Extract()
-		if err != nil {
-			return err
+	var im *images.Image
+	eventually(t, long, "the image is active", func() (err error) {
+		im, err = images.Get(t.Context(), u.image, id).Extract()
+		if err == nil && im.Status != "active" {
+			err = fmt.Errorf("status %s", im.Status)
 		}
-		if im.Status != "active" {
-			return fmt.Errorf("status %s", im.Status)
-		}
-		return nil
+		return err
 	})
-	waitStatus(t, u, s.ID, "ACTIVE")
-	again := boot(t, u, bootOpts{name: "from-snapshot", image: id, noNet: true})
-	if out := inside(t, again.ID, "/bin/sh", "-c", "cat /root/mark; stat -c %u /root/mark; ls /www"); out != "written\n33\n" {
-		t.Errorf("in the server made from the snapshot: %q", out)
-	}
+	waitStatus(t, u, server, "ACTIVE")
+	return im
 }
 
 // TestRebuild: the same server, address and port with a fresh root.
