@@ -1,0 +1,38 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestSenders: a message is its service's whose answers go to the same queue, one without a queue names its host, and one
+// that neither tells is counted as unknown; what goes to computes is none of theirs.
+func TestSenders(t *testing.T) {
+	message := func(key, text string) event {
+		body, err := json.Marshal(map[string]string{"oslo.version": "2.0", "oslo.message": text})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parse(key, body)
+	}
+	save := func(queue, object, host string) event {
+		return message("conductor", fmt.Sprintf(`{"method":"object_action","_reply_q":%q,"args":{"objmethod":"save","objinst":{"nova_object.name":%q,"nova_object.data":{"host":%q}}}}`, queue, object, host))
+	}
+	early := save("reply_a", "Service", "ours")
+	early.at = early.at.Add(-time.Hour)
+	other := save("reply_b", "Instance", "")
+	tap := &tap{seen: []event{early, save("reply_a", "ComputeNode", "ours"), other, save("reply_b", "Service", "peer"),
+		message("conductor", `{"method":"object_class_action_versions","_reply_q":"reply_a","args":{"objname":"InstanceList","objmethod":"get_by_host"}}`),
+		message("", `{"method":"sync_instance_info","args":{"host_name":"peer"}}`),
+		message("conductor", `{"method":"object_action","_reply_q":"reply_c","args":{}}`),
+		message("compute.ours", `{"method":"build_and_run_instance","_reply_q":"reply_a","args":{}}`)}}
+	by, unknown := tap.senders(time.Now().Add(-time.Minute))
+	if by["ours"].messages != 2 || by["peer"].messages != 3 || unknown != 1 || len(by) != 2 {
+		t.Errorf("%+v, %d unknown", by, unknown)
+	}
+	if by["peer"].bytes <= other.size {
+		t.Errorf("%d bytes", by["peer"].bytes)
+	}
+}
