@@ -5,7 +5,7 @@ bootstrap.py broker PASSWORD_FILE             RabbitMQ's definitions, on stdout
 bootstrap.py keys PASSWORD_FILE DIR...        what keystone-manage fernet_setup and credential_setup make
 bootstrap.py identity PASSWORD_FILE           services, end points, projects, users, roles
 bootstrap.py ready PASSWORD_FILE BINARY...    wait for nova's services and those agents to be alive
-bootstrap.py resources PASSWORD_FILE          flavors, image, networks, routers
+bootstrap.py resources PASSWORD_FILE [LAN...] flavors, image, networks (flat ones on those physical networks), routers
 bootstrap.py empty PASSWORD_FILE              delete every server
 bootstrap.py forget PASSWORD_FILE HOST        remove the records of a compute host that has no servers
 """
@@ -145,7 +145,7 @@ def archive(program='/bin/busybox'):
     return out.getvalue()
 
 
-def resources(password):
+def resources(password, *lans):
     c = connect(password)
     n = c.network
     have = {f.name for f in c.compute.flavors()}
@@ -160,11 +160,13 @@ def resources(password):
         name='public-v4', network_id=public.id, ip_version=4, cidr='172.24.4.0/24', gateway_ip='172.24.4.1',
         allocation_pools=[{'start': '172.24.4.100', 'end': '172.24.4.250'}], is_dhcp_enabled=False)
     # One subnet names its resolver (its DHCP server has the first address), the other leaves it to DHCP.
+    lans = list(lans)
     for project, name, router, cidr, more in (
             ('demo', 'private', 'router', '10.77.0.0/22', {'dns_nameservers': ['10.77.0.2']}),
             ('demo2', 'private2', 'router2', '10.88.0.0/24', {})):
         owner = c.identity.find_project(project).id
-        net = n.find_network(name) or n.create_network(name=name, project_id=owner)
+        flat = {'provider_network_type': 'flat', 'provider_physical_network': lans.pop(0)} if lans else {}
+        net = n.find_network(name) or n.create_network(name=name, project_id=owner, **flat)
         sub = n.find_subnet(name + '-v4') or n.create_subnet(
             name=name + '-v4', network_id=net.id, project_id=owner, ip_version=4, cidr=cidr, **more)
         r = n.find_router(router) or n.create_router(

@@ -37,13 +37,24 @@ up() {
     # Not every kernel has dummy devices: an empty bridge carries the tunnels' address.
     ip link show cloud-tep >/dev/null 2>&1 || ip link add cloud-tep type bridge || exit 1
     ip addr replace $VXLAN_IP/24 dev cloud-tep; ip link set cloud-tep up
-    if [ "$MECHANISM" = linuxbridge ]; then
+    if [ "$MECHANISM" = linuxbridge ] || [ "$MECHANISM" = macvtap ]; then
         ip link show br-ex >/dev/null 2>&1 || ip link add br-ex type bridge || exit 1
         running neutron-linuxbridge-agent || flush_among
+        [ "$MECHANISM" != macvtap ] || lans
     else
         "$HERE/ovs.sh" start || exit 1
     fi
     ip addr replace $EXT_IP/24 dev br-ex; ip link set br-ex up
+}
+
+# lans: two physical interfaces of the compute host, each with a cable to a bridge of the network node.
+lans() {
+    local i
+    for i in 1 2; do
+        ip link show cloud-lan$i >/dev/null 2>&1 || ip link add cloud-lan$i type bridge || exit 1
+        ip link show cloud-nic$i >/dev/null 2>&1 || ip link add cloud-nic$i type veth peer name cloud-nic$i-far || exit 1
+        ip link set cloud-nic$i-far master cloud-lan$i up; ip link set cloud-nic$i up; ip link set cloud-lan$i up
+    done
 }
 
 # ebtables-nft 1.8.9 cannot delete a rule with --among-src ("RULE_DELETE failed: Invalid argument"), and a
@@ -76,7 +87,7 @@ unfilter() {
 clean() {
     local x
     for x in $(ip netns list | awk '/^(qdhcp|qrouter|ovnmeta|snat|fip)-/ {print $1}'); do ip netns del "$x"; done
-    for x in $(ip -o link | awk -F'[ :@]+' '$2 ~ /^(brq|qbr|qvo|qvb|vxlan-)/ || $2 ~ /^(br-ex|cloud-tep|br-int|br-tun|ovs-netdev|genev_sys_.*|vxlan_sys_.*)$/ {print $2}'); do
+    for x in $(ip -o link | awk -F'[ :@]+' '$2 ~ /^(brq|qbr|qvo|qvb|vxlan-)/ || $2 ~ /^(br-ex|cloud-tep|cloud-lan.|cloud-nic.|br-int|br-tun|ovs-netdev|genev_sys_.*|vxlan_sys_.*)$/ {print $2}'); do
         ip link del "$x" 2>/dev/null
     done
     unfilter

@@ -28,6 +28,7 @@ else
         heat-api heat-engine openstack-dashboard python3-heat-dashboard
         python3-openstackclient python3-osc-placement python3-heatclient tempest python3-stestr
     )
+    [ "$NET" != macvtap ] || packages+=(neutron-macvtap-agent)
 fi
 missing() {
     dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null |

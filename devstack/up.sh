@@ -58,7 +58,7 @@ wait_tcp mariadb 3306
 # Every service of this cloud is one account of the data base, on the loopback only.
 users() {
     local d
-    for d in keystone glance placement nova_api nova nova_cell0 neutron_{linuxbridge,ovs,ovn} heat; do
+    for d in keystone glance placement nova_api nova nova_cell0 neutron_{linuxbridge,ovs,ovn} "$NEUTRON" heat; do
         echo "CREATE DATABASE IF NOT EXISTS $d CHARACTER SET utf8mb3; GRANT ALL ON $d.* TO 'openstack'@'127.0.0.1' IDENTIFIED BY '$PASSWORD';"
     done | sql mysql
 }
@@ -69,6 +69,10 @@ if [ ! -e "$STATE/done/schemas" ]; then
     "$HERE/schema.sh" create && once databases users || exit 1
     touch "$STATE/done/schemas"
 fi
+
+# The copy has no tables for this one.
+macvtap_db() { users && neutron-db-manage --config-file "$ETC/neutron.conf" --config-file "$ETC/ml2_conf.ini" upgrade heads; }
+[ "$MECHANISM" != macvtap ] || once macvtap-db macvtap_db || exit 1
 
 phase "host network, NET=$NET"
 "$HERE/host.sh" up || exit 1
@@ -95,6 +99,9 @@ agent() { agents+=("$1"); start "$1" "$1" "${neutron[@]:0:2}" "${@:2}"; }
 case $MECHANISM in
     linuxbridge) agent neutron-linuxbridge-agent "${neutron[@]:2}" --config-file "$ETC/linuxbridge_agent.ini"; l2=() ;;
     ovs)         l2=(--config-file "$ETC/openvswitch_agent.ini"); agent neutron-openvswitch-agent "${neutron[@]:2}" "${l2[@]}" ;;
+    macvtap)     l2=(--config-file "$ETC/network_node.ini")
+                 agent neutron-linuxbridge-agent "${neutron[@]:2}" --config-file "$ETC/linuxbridge_agent.ini" "${l2[@]}"
+                 agent neutron-macvtap-agent "${neutron[@]:2}" --config-file "$ETC/macvtap_agent.ini" ;;
     ovn)         agent neutron-ovn-metadata-agent --config-file "$ETC/neutron_ovn_metadata_agent.ini" ;;
 esac
 if [ "$MECHANISM" != ovn ]; then
@@ -125,7 +132,9 @@ fi
 
 phase "agents alive; flavors, images, networks"
 "$PYTHON" "$HERE/bootstrap.py" ready "$PASSWORD_FILE" "${agents[@]}" || { alive "${all[@]}"; exit 1; }
-once "resources-$MECHANISM" "$PYTHON" "$HERE/bootstrap.py" resources "$PASSWORD_FILE" || exit 1
+lans=()
+[ "$MECHANISM" != macvtap ] || lans=(lan1 lan2)
+once "resources-$MECHANISM" "$PYTHON" "$HERE/bootstrap.py" resources "$PASSWORD_FILE" "${lans[@]}" || exit 1
 phase "compute service, dashboard"
 [ -z "$compute" ] || "$HERE/compute.sh" wait novalet || exit 1
 [ "${WITH_HORIZON}" != 1 ] || "$HERE/horizon.sh" wait || exit 1

@@ -22,7 +22,7 @@ fi
 CACHE=${CACHE:-/var/cache/novalet/devstack}
 RELEASE=${RELEASE:-${SAVED_RELEASE:-zed}}
 case $RELEASE in
-    zed)    VENV='' SHARE=/etc PYTHON=/usr/bin/python3 NETS='linuxbridge ovs ovs-hybrid ovn' ;;
+    zed)    VENV='' SHARE=/etc PYTHON=/usr/bin/python3 NETS='linuxbridge ovs ovs-hybrid ovn macvtap' ;;
     # Neutron has no Linux bridge there.
     2025.1|2026.2) VENV=$CACHE/python-$RELEASE SHARE=$VENV/etc PYTHON=$VENV/bin/python3 NETS='ovn ovs ovs-hybrid' ;;
     *) echo "RELEASE=$RELEASE: supported are zed (the packages of Debian 12), 2025.1 and 2026.2 (those of PyPI)" >&2; exit 2 ;;
@@ -52,6 +52,7 @@ case $NET in
     ovs)         MECHANISM=ovs OVS_FIREWALL=openvswitch ;;
     ovs-hybrid)  MECHANISM=ovs OVS_FIREWALL=iptables_hybrid ;;
     ovn)         MECHANISM=ovn L3_PLUGIN=ovn-router ;;
+    macvtap)     MECHANISM=macvtap ;;
     *) MECHANISM= ;;
 esac
 [[ -n $MECHANISM && " $NETS " == *" $NET "* ]] || { echo "NET=$NET: supported with RELEASE=$RELEASE are $NETS" >&2; exit 2; }

@@ -298,3 +298,63 @@ func TestMacvtapGuard(t *testing.T) {
 		})
 	}
 }
+
+// TestMacvtapVLAN: the device of the VLAN is made with the first port, and left to Neutron's agent, which deletes it with
+// the network.
+func TestMacvtapVLAN(t *testing.T) {
+	hostNS(t)
+	p := newPlugger(t, Options{})
+	far := physical(t, p, 1500)
+	tagged := netip.MustParsePrefix("10.78.4.1/22")
+	err := inNetNS(far, func() error {
+		l, err := netlink.LinkByName("far0")
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.ParentIndex = "far0.7", l.Attrs().Index
+		v := &netlink.Vlan{LinkAttrs: attrs, VlanId: 7}
+		if err := netlink.LinkAdd(v); err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(v, &netlink.Addr{IPNet: ipNet(tagged)}); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(v)
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("the kernel has no VLAN devices (8021q)")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := func(id, mac, addr string) *novalet.VIF {
+		v := macvtapVIF(id, mac, addr)
+		v.Network.Subnets[0].CIDR, v.Network.Subnets[0].Gateway.Address = "10.78.4.0/22", text(tagged.Addr().String())
+		v.Details["macvtap_source"], v.Details["vlan"] = json.RawMessage(`"phys0.7"`), json.RawMessage("7")
+		return v
+	}
+	a, b := newNS(t), newNS(t)
+	for _, r := range []*novalet.PlugRequest{
+		{InstanceUUID: instA, VIF: port(portA, evilMAC, "10.78.4.10"), NetNS: nsPath(a), Static: true},
+		{InstanceUUID: instB, VIF: port(portB, victimMAC, "10.78.4.11"), NetNS: nsPath(b), Static: true}} {
+		if err := p.Plug(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, to := range []string{tagged.Addr().String(), "10.78.4.11"} {
+		if err := ping(a, to); err != nil {
+			t.Errorf("to %s: %v", to, err)
+		}
+	}
+	other := port(portA, evilMAC, "10.78.4.10")
+	other.Details["vlan"] = json.RawMessage("8")
+	err = p.Plug(t.Context(), &novalet.PlugRequest{InstanceUUID: instA, VIF: other, NetNS: nsPath(a), Static: true})
+	if !errors.Is(err, novalet.ErrReschedule) {
+		t.Errorf("on the device of another VLAN: %v", err)
+	}
+	if _, err := p.Sweep(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the device of the VLAN is left", func() bool { return slices.Equal(hostLinks(t, p), []string{"phys0", "phys0.7"}) })
+}
