@@ -77,11 +77,12 @@ func (p *Plugger) guard(link netlink.Link, v *novalet.VIF) error {
 }
 
 // Opcodes of eBPF (linux/bpf.h, linux/bpf_common.h). The absolute and indirect loads read the frame in network order into
-// R0, with the context in R6; beyond its end they end the program with 0, which passes the frame: the lengths are
-// checked before where that matters.
+// R0, with the context in R6; beyond its end they end the program with 0, which passes the frame, on macvtap to the
+// host's own stack: so the lengths are checked before.
 const (
 	opMovImm  = 0xb7 // dst = imm
 	opMovReg  = 0xbf // dst = src
+	opAddImm  = 0x07
 	opAndImm  = 0x57
 	opShlImm  = 0x67
 	opLoadW   = 0x61 // dst = *(u32 *)(src + off)
@@ -93,6 +94,7 @@ const (
 	opJumpEq  = 0x15
 	opJumpNe  = 0x55
 	opJumpLt  = 0xa5
+	opJumpLtR = 0xad // of two registers
 	opJumpEqW = 0x16 // of the lower 32 bits
 	opJumpNeW = 0x56
 	opCall    = 0x85
@@ -155,7 +157,7 @@ func guardProgram(v *novalet.VIF) ([]insn, error) {
 			}
 		}
 	}
-	const r0, r6, r7 = 0, 6, 7
+	const r0, r6, r7, r8, r9 = 0, 6, 7, 8, 9
 	a := &assembler{jumps: map[int]string{}, labels: map[string]int{}}
 	macHigh, macLow := binary.BigEndian.Uint32(mac), uint32(binary.BigEndian.Uint16(mac[4:]))
 	load := func(op byte, at int32) { a.add(op, 0, 0, at) }
@@ -166,12 +168,16 @@ func guardProgram(v *novalet.VIF) ([]insn, error) {
 		load(opAbsH, at+4)
 		a.jump(opJumpNe, r0, macLow, "drop")
 	}
-	// transport loads a port of a UDP header behind an IPv4 header of any length.
+	// transport loads a port of a UDP header behind an IPv4 header of any length, if the frame is that long.
 	transport := func(at int32) {
 		load(opAbsB, 14)
 		a.add(opAndImm, r0, 0, 0xf)
 		a.add(opShlImm, r0, 0, 2)
 		a.add(opMovReg, r7|r0<<4, 0, 0)
+		a.add(opMovReg, r8|r0<<4, 0, 0)
+		a.add(opAddImm, r8, 0, 14+4)
+		a.add(opLoadW, r9|r6<<4, skbLen, 0)
+		a.jump(opJumpLtR, r9|r8<<4, 0, "drop")
 		a.add(opIndH, r7<<4, 0, 14+at)
 	}
 

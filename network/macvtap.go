@@ -67,7 +67,12 @@ func (p *Plugger) plugMacvtap(r *novalet.PlugRequest, ns *os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := p.plugPair(r, ns, 0); err != nil {
+	dev, err := p.ensureMacvtap(r, d, source)
+	if err != nil {
+		return err
+	}
+	// The paths before either device comes up: until then its frames would reach the host's own stack.
+	if err := p.plugPair(r, ns, 0, dev.Attrs().Index); err != nil {
 		return err
 	}
 	if err := p.reguard(r.VIF); err != nil {
@@ -78,14 +83,6 @@ func (p *Plugger) plugMacvtap(r *novalet.PlugRequest, ns *os.File) error {
 		err = fmt.Errorf("device %s vanished", tapName(r.VIF.ID))
 	}
 	if err != nil {
-		return err
-	}
-	dev, err := p.ensureMacvtap(r, d, source)
-	if err != nil {
-		return err
-	}
-	// The paths before the device comes up: until then its frames would reach the host's own stack.
-	if err := p.redirect(tap, dev.Attrs().Index); err != nil {
 		return err
 	}
 	if err := p.redirect(dev, tap.Attrs().Index); err != nil {
@@ -181,6 +178,13 @@ func (p *Plugger) ensureMacvtap(r *novalet.PlugRequest, d *macvtapDetails, sourc
 	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.ParentIndex = name, mtu(r.VIF), mac, source.Attrs().Index
 	if err := p.h.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: macvtapModes[d.Mode]}); err != nil {
 		return nil, fmt.Errorf("create device %s on %s: %w", name, source.Attrs().Name, err)
+	}
+	// Unlike a pair it goes with no namespace, so it gets its mark at once.
+	if link, err = p.link(name); err == nil && link != nil {
+		err = p.h.LinkSetAlias(link, p.mark(r.InstanceUUID, r.VIF.ID))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mark device %s: %w", name, err)
 	}
 	if link, err = p.link(name); err == nil && link == nil {
 		err = fmt.Errorf("device %s vanished", name)

@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -167,6 +169,22 @@ func TestMacvtapPlug(t *testing.T) {
 	eventually(t, "only the physical interface is left", func() bool { return slices.Equal(hostLinks(t, p), []string{"phys0"}) })
 }
 
+// received is how many packets of IPv4 the host's own stack was given: InReceives of /proc/net/snmp.
+func received(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/thread-self/net/snmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names, values []string
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); f[0] == "Ip:" {
+			names, values = values, f
+		}
+	}
+	return values[slices.Index(names, "InReceives")]
+}
+
 func TestMacvtapRefused(t *testing.T) {
 	hostNS(t)
 	p := newPlugger(t, Options{})
@@ -295,6 +313,24 @@ func TestMacvtapGuard(t *testing.T) {
 				t.Fatal(err)
 			}
 			tryAttacks(t, a, b, frames, on)
+
+			// A frame that ends before its ports, and one whose header ends behind it, take no way around the guard into the
+			// host's own stack.
+			from, to := openWire(t, a), openWire(t, b)
+			short := seal(ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, udp, nil, 0, 0)[:20]), "")
+			options := ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, udp, nil, 0, 0))
+			options[14] = 0x4f
+			for _, f := range [][]byte{short, options} {
+				copy(f, "\xff\xff\xff\xff\xff\xff") // for all: the host's end included
+				from.send(f)
+			}
+			from.send(seal(ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, tcp, nil, 1000, 80)), "the last one"))
+			if to.first(30*time.Second, "the last one") == "" {
+				t.Fatal("the mark behind them never came")
+			}
+			if n := received(t); n != "0" {
+				t.Errorf("the host's stack was given %s packets", n)
+			}
 		})
 	}
 }

@@ -183,7 +183,7 @@ func (p *Plugger) plug(ctx context.Context, r *novalet.PlugRequest) error {
 	defer ns.Close()
 	switch {
 	case r.VIF.Type == "tap":
-		if err := p.plugPair(r, ns, 0); err != nil {
+		if err := p.plugPair(r, ns, 0, 0); err != nil {
 			return err
 		}
 	case r.VIF.Type == "bridge":
@@ -191,7 +191,7 @@ func (p *Plugger) plug(ctx context.Context, r *novalet.PlugRequest) error {
 		if err != nil {
 			return err
 		}
-		if err := p.plugPair(r, ns, bridge); err != nil {
+		if err := p.plugPair(r, ns, bridge, 0); err != nil {
 			return err
 		}
 	case r.VIF.Type == "macvtap":

@@ -81,7 +81,7 @@ func (p *Plugger) plugOVS(ctx context.Context, r *novalet.PlugRequest, ns *os.Fi
 	if err != nil {
 		return err
 	}
-	if err := p.plugPair(r, ns, 0); err != nil {
+	if err := p.plugPair(r, ns, 0, 0); err != nil {
 		return err
 	}
 	if netdev {
@@ -144,7 +144,7 @@ func (p *Plugger) plugHybrid(ctx context.Context, r *novalet.PlugRequest, ns *os
 			return err
 		}
 	}
-	if err := p.plugPair(r, ns, bridge); err != nil {
+	if err := p.plugPair(r, ns, bridge, 0); err != nil {
 		return err
 	}
 	return p.ovs.AddPort(ctx, ovsdb.Port{Bridge: r.VIF.Network.Bridge, Name: qvoName(id), ExternalIDs: p.externalIDs(r)})

@@ -15,8 +15,8 @@ import (
 )
 
 // plugPair makes tap<port> with its peer in the namespace, or mends the one that is there, and puts it into the bridge
-// (0: none).
-func (p *Plugger) plugPair(r *novalet.PlugRequest, ns *os.File, bridge int) error {
+// (0: none), or sends what comes in at it out of another device (onward; 0: none).
+func (p *Plugger) plugPair(r *novalet.PlugRequest, ns *os.File, bridge, onward int) error {
 	name := tapName(r.VIF.ID)
 	link, err := p.link(name)
 	if err != nil {
@@ -49,6 +49,11 @@ func (p *Plugger) plugPair(r *novalet.PlugRequest, ns *os.File, bridge int) erro
 	}
 	if guarded(r.VIF) {
 		if err := p.guard(link, r.VIF); err != nil {
+			return err
+		}
+	}
+	if onward != 0 {
+		if err := p.redirect(link, onward); err != nil {
 			return err
 		}
 	}
