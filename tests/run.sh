@@ -181,11 +181,14 @@ step_cloud_tests() {
 }
 # The tests of what reaches what, on a cloud of the mechanism NET that is brought up for them and taken down.
 NET_TESTS='^(TestFirstServer|TestNetwork|TestMachine|TestIsolation|TestMatrix|TestSpoofing|TestSpoofingIPv6|TestGuestsIPv6|TestAttachInterface|TestTwenty)$'
+# Neutron's macvtap mechanism filters nothing that comes in, and its agent is none that a test restarts.
+MACVTAP_TESTS='^(TestFirstServer|TestMachine|TestIsolation|TestSpoofing|TestAttachInterface|TestTwenty)$'
 step_net() {
-    local rc=0
+    local rc=0 tests=$NET_TESTS
+    [ "$NET" != macvtap ] || tests=$MACVTAP_TESTS
     export WITH_HEAT=0 WITH_HORIZON=0 NOVALET_NET_TESTS=1
     if step_cloud; then
-        CLOUD_LOG=cloud-$NET.log CLOUD_RUN=${CLOUD_RUN:-$NET_TESTS} step_cloud_tests || rc=1
+        CLOUD_LOG=cloud-$NET.log CLOUD_RUN=${CLOUD_RUN:-$tests} CLOUD_TIMEOUT=${CLOUD_TIMEOUT:-45m} step_cloud_tests || rc=1
     else
         rc=1
     fi
