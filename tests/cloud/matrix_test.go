@@ -38,6 +38,8 @@ func l2Service(net string) string {
 		return "neutron-openvswitch-agent"
 	case "ovn":
 		return "ovn-controller"
+	case "macvtap":
+		return "neutron-macvtap-agent"
 	}
 	return "neutron-linuxbridge-agent"
 }
@@ -52,7 +54,8 @@ func TestMatrix(t *testing.T) {
 	t.Cleanup(func() { unchanged(t, before) })
 	group := openGroup(t, u, 80)
 	network, router6 := networkID(t, u, "private"), ""
-	if netTests() {
+	// Tenants of a cloud of the macvtap mechanism can make no networks.
+	if netTests() && net != "macvtap" {
 		allow6(t, u, group, 80)
 		network, router6 = dualStack(t, u, "slaac")
 	}
@@ -112,6 +115,9 @@ func TestMatrix(t *testing.T) {
 		t.Helper()
 		for _, r := range reach {
 			eventually(t, limit, r.what, r.try)
+		}
+		if net == "macvtap" {
+			return // that mechanism knows no security groups
 		}
 		// Nothing listens there: an open port would refuse at once, a closed one swallows the packet.
 		for _, host := range hosts {
@@ -177,7 +183,7 @@ func TestMatrix(t *testing.T) {
 			devstack(t, "up.sh")
 		}},
 	}
-	if net != "linuxbridge" {
+	if net != "linuxbridge" && net != "macvtap" {
 		steps = append(steps, step{name: "restart of Open vSwitch", service: true, do: func(t *testing.T) {
 			devstack(t, "ovs.sh", "restart")
 			devstack(t, "up.sh")
