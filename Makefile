@@ -77,7 +77,7 @@ test-net: need-go ## the tests of networks on clouds of Neutron's other mechanis
 test-release: need-go ## tests on a cloud of the newest release (RELEASE=2026.2), brought up for them; needs root
 	@tests/run.sh release
 
-test-vm: need-go ## the engine on Debian's kernel, cgroup2 and systemd, in a virtual machine (no KVM needed); needs root
+test-vm: need-go ## engine, demo and the installed unit on Debian's kernel, cgroup2 and systemd, in a virtual machine (no KVM needed); needs root
 	@tests/run.sh vm
 
 bench-boot: build ## boots against stock nova-compute on the cloud that is up (ROUNDS=11)
