@@ -5,6 +5,7 @@ package systemd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -57,16 +58,43 @@ func install(t *testing.T) *unit {
 	if err := os.WriteFile(config, []byte(u.cloud.config()), 0o640); err != nil {
 		t.Fatal(err)
 	}
+	old, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = exec.Command("systemctl", "reset-failed", "novalet").Run() // fails where nothing failed
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := exec.Command("journalctl", "-b", "--no-pager", "-o", "cat", "-u", "novalet", "-n", "60").CombinedOutput()
 			t.Logf("the unit's journal:\n%s", out)
 		}
+		u.empty()
 		_ = exec.Command("systemctl", "stop", "novalet").Run()
 		os.Remove(config)
-		os.RemoveAll(state)
+		if err := os.RemoveAll(state); err != nil {
+			t.Error(err)
+		}
+		// Not written over: it may be in use by what outlives the agent.
+		if err := errors.Join(os.WriteFile(program+".old", old, 0o755), os.Rename(program+".old", program)); err != nil {
+			t.Error(err)
+		}
 	})
 	return u
+}
+
+// empty deletes what a test that failed left.
+func (u *unit) empty() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	list, err := u.cloud.List()
+	for _, s := range list {
+		err = errors.Join(err, u.cloud.Delete(ctx, s.UUID))
+		_, lost := u.cloud.Wait(ctx, s.UUID, func(s *minicloud.Server) bool { return s.Deleted })
+		err = errors.Join(err, lost)
+	}
+	if err != nil {
+		u.t.Errorf("delete the servers that are left: %v", err)
+	}
 }
 
 func (u *unit) systemctl(args ...string) {
@@ -290,10 +318,11 @@ func TestUnit(t *testing.T) {
 		same(t)
 	})
 	run("kill", func(t *testing.T) {
+		restarts := u.property("NRestarts")
 		u.systemctl("kill", "-s", "KILL", "novalet")
 		main = u.ready(main)
-		if n := u.property("NRestarts"); n != "1" {
-			t.Errorf("systemd started it %s times, want 1", n)
+		if now := u.property("NRestarts"); now == restarts {
+			t.Errorf("systemd started it %s times, as before", now)
 		}
 		same(t)
 	})
