@@ -8,7 +8,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-net test-release test-vm
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-cloudimage test-net test-release test-vm
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ test-release: need-go ## tests on a cloud of the newest release (RELEASE=2026.2)
 
 test-vm: need-go ## engine, demo and the installed unit on Debian's kernel, cgroup2 and systemd, in a virtual machine (no KVM needed); needs root
 	@tests/run.sh vm
+
+test-cloudimage: need-go ## one disk image boots in QEMU (no KVM needed) and here, and stays as it is; needs root
+	@tests/run.sh cloudimage
 
 bench-boot: build ## boots against stock nova-compute on the cloud that is up (ROUNDS=11)
 	@devstack/compute.sh start stock stock1

@@ -18,6 +18,7 @@ LINT_PKGS=(shellcheck)
 ROOT_PKGS=(busybox-static umoci skopeo dosfstools mount mmdebstrap iproute2 iptables e2fsprogs xfsprogs btrfs-progs squashfs-tools qemu-utils gdisk fdisk xz-utils zstd bzip2 acl attr libcap2-bin openvswitch-switch procps util-linux ethtool iputils-ping curl)
 DEMO_PKGS=(busybox-static mmdebstrap iproute2 iptables e2fsprogs iputils-ping)
 VM_PKGS=(qemu-system-x86 mmdebstrap busybox-static e2fsprogs)
+CLOUDIMAGE_PKGS=(qemu-system-x86 qemu-utils mmdebstrap busybox-static e2fsprogs dosfstools fdisk iproute2 iptables iputils-ping)
 CLOUD_PKGS=(busybox-static mmdebstrap openssh-client curl iputils-ping chromium e2fsprogs dosfstools fdisk qemu-utils)
 TEMPEST_PKGS=(busybox-static dropbear-bin curl iproute2 util-linux)
 packages() {
@@ -240,6 +241,12 @@ step_cloud_down() {
     return 1
 }
 
+# One file as a virtual machine in QEMU and as an instance here.
+step_cloudimage() {
+    packages "${CLOUDIMAGE_PKGS[@]}" || return 1
+    if tests/images/bothways.sh; then passed=$((passed + 1)); else failed=$((failed + 1)); return 1; fi
+}
+
 # Tests in a virtual machine with a production host's kernel and systemd; what fails once in there, where a
 # processor is software, and passes alone is named like the others. VM_LIST names the tests.
 step_vm() {
@@ -319,6 +326,7 @@ for s in "$@"; do
         cloud-down) step cloud-down 2 ;;
         net) step build 2 && for n in ${NET:-ovs ovs-hybrid ovn}; do echo "NET=$n"; NET=$n step net 30; done ;;
         release) step build 2 && step release 45 ;;
+        cloudimage) step build 2 && step cloudimage 25 ;;
         vm) step build 2 && step vm 60 ;;
         vm-smoke) step build 2 && step vm-smoke 10 ;;
         packages|packages-demo) "step_${s//-/_}" || exit 1; exit 0 ;;

@@ -1,7 +1,8 @@
 #!/bin/bash
 # cloudimage.sh ROOT.tar.gz OUT.qcow2: make of a root tarball the disk image that distributions publish for clouds: GPT with
 # the root as partition 1, a BIOS boot partition 14 and an EFI system partition 15, both named in /etc/fstab; ext4; qcow2,
-# compressed. There is no kernel in it.
+# compressed. A root with a kernel and GRUB (debian.sh OUT vm) gets a boot loader and boots as a virtual machine; another has
+# none.
 set -eu
 tar=${1:?usage: cloudimage.sh ROOT.tar.gz OUT.qcow2} out=${2:?usage: cloudimage.sh ROOT.tar.gz OUT.qcow2}
 export PATH=$PATH:/usr/sbin:/sbin
@@ -14,19 +15,52 @@ cat >"$tmp/root/etc/fstab" <<S
 PARTUUID=$root / ext4 rw,discard,errors=remount-ro,x-systemd.growfs 0 1
 PARTUUID=$efi /boot/efi vfat defaults 0 0
 S
-mke2fs -q -t ext4 -L root -d "$tmp/root" "$tmp/root.img" 900M
+mib=900
+if [ -e "$tmp/root/usr/lib/grub/i386-pc/boot.img" ]; then
+    mib=1300
+    mkdir -p "$tmp/root/boot/grub"
+    cp -r "$tmp/root/usr/lib/grub/i386-pc" "$tmp/root/boot/grub/"
+    kernel=$(cd "$tmp/root/boot" && echo vmlinuz-*)
+    # A machine whose processor is software takes minutes over its devices.
+    slow='systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900 udev.children_max=2'
+    cat >"$tmp/root/boot/grub/grub.cfg" <<S
+serial --unit=0 --speed=115200
+terminal_output serial
+linux /boot/$kernel root=PARTUUID=$root ro console=tty0 console=ttyS0,115200 $slow
+initrd /boot/initrd.img-${kernel#vmlinuz-}
+boot
+S
+    chroot "$tmp/root" grub-mkimage -O i386-pc -o /boot/grub/core.img -p '(hd0,gpt1)/boot/grub' \
+        biosdisk part_gpt ext2 normal linux serial terminal
+    cp "$tmp/root/boot/grub/core.img" "$tmp/root/usr/lib/grub/i386-pc/boot.img" "$tmp/"
+fi
+mke2fs -q -t ext4 -L root -d "$tmp/root" "$tmp/root.img" ${mib}M
 rm -rf "$tmp/root"
 truncate -s 128M "$tmp/efi.img"
 mkfs.vfat -n EFI "$tmp/efi.img" >/dev/null
-truncate -s 1100M "$tmp/disk"
+truncate -s $((mib + 200))M "$tmp/disk"
 sfdisk -q "$tmp/disk" <<S
 label: gpt
-1: start=300000, size=1843200, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, uuid=$root
+1: start=300000, size=$((mib * 2048)), type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, uuid=$root
 14: start=2048, size=6144, type=21686148-6449-6E6F-744E-656564454649
 15: start=8192, size=262144, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, uuid=$efi
 S
 dd if="$tmp/root.img" of="$tmp/disk" bs=512 seek=300000 conv=notrunc,sparse status=none
 dd if="$tmp/efi.img" of="$tmp/disk" bs=512 seek=8192 conv=notrunc,sparse status=none
+if [ -e "$tmp/core.img" ]; then
+    # What grub-bios-setup does: the first sector loads the one where the BIOS boot partition begins (its number lies at byte 92
+    # of it), and that loads the rest by the list at the end of itself: a first sector, how many, and the segment to load them to.
+    le() { # BYTES NUMBER
+        local i
+        for ((i = 0; i < $1; i++)); do printf '%b' "\\x$(printf %02x $(($2 >> 8 * i & 255)))"; done
+    }
+    put() { dd of="$tmp/disk" bs=1 seek="$1" conv=notrunc status=none; }
+    start=2048 sectors=$((($(stat -c %s "$tmp/core.img") + 511) / 512))
+    head -c 440 "$tmp/boot.img" | put 0
+    le 8 $start | put 92
+    dd if="$tmp/core.img" of="$tmp/disk" bs=512 seek=$start conv=notrunc status=none
+    { le 8 $((start + 1)); le 2 $((sectors - 1)); le 2 $((0x820)); } | put $((start * 512 + 500))
+fi
 qemu-img convert -c -O qcow2 "$tmp/disk" "$tmp/out"
 chmod 644 "$tmp/out"
 mv "$tmp/out" "$out"

@@ -1,10 +1,11 @@
 #!/bin/bash
-# debian.sh OUT.tar.gz: make a Debian 12 root tarball with systemd, cloud-init and sshd, as a machine image.
+# debian.sh OUT.tar.gz [vm]: make a Debian 12 root tarball with systemd, cloud-init and sshd, as a machine image; with vm also
+# what a virtual machine takes: kernel, initrd and GRUB.
 # Packages come from where the host's own apt takes them. Takes one to two minutes and says how far it is; the callers
 # cache the result.
 # shellcheck disable=SC2016  # mmdebstrap expands the hooks
 set -eu -o pipefail
-out=${1:?usage: debian.sh OUT.tar.gz}
+out=${1:?usage: debian.sh OUT.tar.gz [vm]}
 mkdir -p "$(dirname "$out")"
 tmp=$(mktemp "$out.XXXXXX"); trap 'rm -f "$tmp" "$tmp.log"' EXIT
 # progress: of what mmdebstrap tells, its stages and every twentieth package; all of it goes to the log.
@@ -21,6 +22,7 @@ progress() {
     done 3>"$tmp.log"
 }
 include=systemd,systemd-sysv,dbus,cloud-init,openssh-server,sudo,ifupdown,isc-dhcp-client,netbase,iproute2,iputils-ping,procps,curl,ca-certificates,libnss-myhostname
+[ "${2:-}" != vm ] || include=$include,linux-image-cloud-amd64,initramfs-tools,udev,zstd,grub-common,grub-pc-bin,cloud-guest-utils
 # No documents, manuals and translations: half of the size, and what cloud images for containers leave out too.
 { mmdebstrap --verbose --variant=minbase --include="$include" \
     --aptopt='APT::Install-Recommends "false"' \
