@@ -18,7 +18,7 @@ LINT_PKGS=(shellcheck)
 ROOT_PKGS=(busybox-static umoci skopeo dosfstools mount mmdebstrap iproute2 iptables e2fsprogs xfsprogs btrfs-progs squashfs-tools qemu-utils gdisk fdisk xz-utils zstd bzip2 acl attr libcap2-bin openvswitch-switch procps util-linux ethtool iputils-ping curl)
 DEMO_PKGS=(busybox-static mmdebstrap iproute2 iptables e2fsprogs iputils-ping)
 VM_PKGS=(qemu-system-x86 mmdebstrap busybox-static e2fsprogs)
-CLOUDIMAGE_PKGS=(qemu-system-x86 qemu-utils mmdebstrap busybox-static e2fsprogs dosfstools fdisk iproute2 iptables iputils-ping)
+CLOUDIMAGE_PKGS=(qemu-system-x86 qemu-utils mmdebstrap busybox-static e2fsprogs xfsprogs btrfs-progs attr mount dosfstools fdisk iproute2 iptables iputils-ping)
 CLOUD_PKGS=(busybox-static mmdebstrap openssh-client curl iputils-ping chromium e2fsprogs dosfstools fdisk qemu-utils)
 TEMPEST_PKGS=(busybox-static dropbear-bin curl iproute2 util-linux)
 packages() {

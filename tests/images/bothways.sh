@@ -1,7 +1,9 @@
 #!/bin/bash
 # bothways.sh: one file boots as a virtual machine in QEMU, to the login prompt on its serial console, and as a machine instance
-# of `novalet demo`, and is the same afterwards. The file is made once, as distributions publish theirs (cloudimage.sh). Needs
-# root and bin/novalet; KVM is used only when VM_ACCEL=kvm asks for it, so the first half takes minutes.
+# of `novalet demo`, and is the same afterwards. The file is made once, as distributions publish theirs (cloudimage.sh). KVM is
+# used only when VM_ACCEL=kvm asks for it, so this half takes minutes. Then the same root on XFS with SELinux's labels and on
+# btrfs with a default subvolume: as novalet reads them they are what the kernel shows of them, and they boot, too. Needs root,
+# bin/novalet and Go.
 set -eu
 cd "$(dirname "$0")/../.."
 [ "$(uname -m)" = x86_64 ] || { echo "the virtual machine is made for x86_64" >&2; exit 1; }
@@ -11,7 +13,7 @@ deadline=${VM_TIMEOUT:-1200} # seconds
 mkdir -p "$cache"
 work=$(mktemp -d); pid=
 trap '[ -z "$pid" ] || kill -9 "$pid" 2>/dev/null || true; rm -rf "$work"' EXIT
-if [ ! -s "$image" ]; then
+if [ ! -s "$image" ] || [ tests/images/debian.sh -nt "$image" ] || [ tests/images/cloudimage.sh -nt "$image" ]; then
     echo "   making $image: some minutes, once"
     tests/images/debian.sh "$work/root.tar.gz" vm
     tests/images/cloudimage.sh "$work/root.tar.gz" "$image"
@@ -40,13 +42,26 @@ pid=
 echo "   QEMU: login prompt after $((SECONDS - t0)) s"
 [ "$(sum)" = "$before" ] || { echo "QEMU changed the file" >&2; exit 1; }
 
-# The demo's application comes from its own folder; its machine is this file.
+# here FILE: the file boots as the machine of the demo, whose application comes from its own folder.
+here() {
+    local sum
+    sum=$(sha256sum "$1" | cut -d' ' -f1)
+    rm -rf "$work/images"
+    mkdir "$work/images"
+    cp "$cache/web.tar" "$cache/web.tar.json" "$work/images/"
+    ln "$1" "$work/images/machine" 2>/dev/null || cp "$1" "$work/images/machine"
+    printf '{"id": "00000000-0000-4000-8000-000000000012", "name": "debian-12", "status": "active", "container_format": "bare", "disk_format": "qcow2", "size": %s, "os_hash_algo": "sha256", "os_hash_value": "%s", "file": "machine"}\n' \
+        "$(stat -c %s "$1")" "$sum" >"$work/images/machine.json"
+    bin/novalet demo --images "$work/images" --timeout 10m
+    [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$sum" ] || { echo "novalet changed $1" >&2; exit 1; }
+}
 tests/images/demo.sh "$cache" >/dev/null
-mkdir "$work/images"
-cp "$cache/web.tar" "$cache/web.tar.json" "$work/images/"
-ln "$image" "$work/images/machine" 2>/dev/null || cp "$image" "$work/images/machine"
-printf '{"id": "00000000-0000-4000-8000-000000000012", "name": "debian-12", "status": "active", "container_format": "bare", "disk_format": "qcow2", "size": %s, "os_hash_algo": "sha256", "os_hash_value": "%s", "file": "machine"}\n' \
-    "$(stat -c %s "$image")" "$before" >"$work/images/machine.json"
-bin/novalet demo --images "$work/images" --timeout 10m
-[ "$(sum)" = "$before" ] || { echo "novalet changed the file" >&2; exit 1; }
+here "$image"
 echo "   the file is the same: $before"
+
+for fs in xfs btrfs; do
+    tests/images/cloudimage.sh "$cache/debian-12.tar.gz" "$work/$fs.qcow2" "$fs"
+    echo "   $fs:"
+    NOVALET_ROOT_TESTS=1 NOVALET_DISK_IMAGE=$work/$fs.qcow2 ${GO:-go} test -count=1 -run '^TestDistributionImage$' ./glancebridge/disk
+    here "$work/$fs.qcow2"
+done

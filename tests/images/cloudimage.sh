@@ -1,22 +1,27 @@
 #!/bin/bash
-# cloudimage.sh ROOT.tar.gz OUT.qcow2: make of a root tarball the disk image that distributions publish for clouds: GPT with
-# the root as partition 1, a BIOS boot partition 14 and an EFI system partition 15, both named in /etc/fstab; ext4; qcow2,
-# compressed. A root with a kernel and GRUB (debian.sh OUT vm) gets a boot loader and boots as a virtual machine; another has
-# none.
+# cloudimage.sh ROOT.tar.gz OUT.qcow2 [ext4|xfs|btrfs]: make of a root tarball the disk image that distributions publish for
+# clouds: GPT with the root as partition 1, a BIOS boot partition 14 and an EFI system partition 15, both named in /etc/fstab;
+# qcow2, compressed. The root is ext4; or XFS with the labels that SELinux keeps as attributes, as of Red Hat's family; or
+# btrfs whose default is a subvolume, as of Fedora and openSUSE: those two are filled through a mount, which takes root. An
+# ext4 root with a kernel and GRUB (debian.sh OUT vm) gets a boot loader and boots as a virtual machine; others have none.
 set -eu
-tar=${1:?usage: cloudimage.sh ROOT.tar.gz OUT.qcow2} out=${2:?usage: cloudimage.sh ROOT.tar.gz OUT.qcow2}
+usage='usage: cloudimage.sh ROOT.tar.gz OUT.qcow2 [ext4|xfs|btrfs]'
+tar=${1:?$usage} out=${2:?$usage} fs=${3:-ext4}
 export PATH=$PATH:/usr/sbin:/sbin
-tmp=$(mktemp -d "$out.XXXXXX"); trap 'rm -rf "$tmp"' EXIT
+tmp=$(mktemp -d "$out.XXXXXX")
+trap '! mountpoint -q "$tmp/mnt" || umount "$tmp/mnt"; rm -rf "$tmp"' EXIT
 root=6a5f3c1e-0c58-4a3c-9f0b-6a1d3c9f1a01 efi=6a5f3c1e-0c58-4a3c-9f0b-6a1d3c9f1a0f
 mkdir "$tmp/root"
 tar -C "$tmp/root" --numeric-owner --xattrs --xattrs-include='*' -xzf "$tar"
-mkdir -p "$tmp/root/boot/efi"
+mkdir -p "$tmp/root/boot/efi" "$tmp/mnt"
+options=rw,discard,x-systemd.growfs
+[ "$fs" != ext4 ] || options=$options,errors=remount-ro
 cat >"$tmp/root/etc/fstab" <<S
-PARTUUID=$root / ext4 rw,discard,errors=remount-ro,x-systemd.growfs 0 1
+PARTUUID=$root / $fs $options 0 1
 PARTUUID=$efi /boot/efi vfat defaults 0 0
 S
 mib=900
-if [ -e "$tmp/root/usr/lib/grub/i386-pc/boot.img" ]; then
+if [ "$fs" = ext4 ] && [ -e "$tmp/root/usr/lib/grub/i386-pc/boot.img" ]; then
     mib=1300
     mkdir -p "$tmp/root/boot/grub"
     cp -r "$tmp/root/usr/lib/grub/i386-pc" "$tmp/root/boot/grub/"
@@ -34,7 +39,30 @@ S
         biosdisk part_gpt ext2 normal linux serial terminal
     cp "$tmp/root/boot/grub/core.img" "$tmp/root/usr/lib/grub/i386-pc/boot.img" "$tmp/"
 fi
-mke2fs -q -t ext4 -L root -d "$tmp/root" "$tmp/root.img" ${mib}M
+case $fs in
+ext4) mke2fs -q -t ext4 -L root -d "$tmp/root" "$tmp/root.img" ${mib}M ;;
+xfs)
+    truncate -s ${mib}M "$tmp/root.img"
+    mkfs.xfs -q -L root "$tmp/root.img"
+    mount -o loop "$tmp/root.img" "$tmp/mnt"
+    cp -a "$tmp/root/." "$tmp/mnt"
+    # Two labels stand for SELinux's policy: what matters is that each file has one.
+    find "$tmp/mnt" -xdev ! -type s -exec setfattr -h -n security.selinux -v 'system_u:object_r:default_t:s0\0' {} +
+    setfattr -n security.selinux -v 'system_u:object_r:shadow_t:s0\0' "$tmp/mnt/etc/shadow"
+    umount "$tmp/mnt" ;;
+btrfs)
+    truncate -s ${mib}M "$tmp/root.img"
+    mkfs.btrfs -q -L root "$tmp/root.img" >/dev/null
+    mount -o loop,compress=zstd:1 "$tmp/root.img" "$tmp/mnt"
+    btrfs -q subvolume create "$tmp/mnt/root"
+    btrfs -q subvolume create "$tmp/mnt/home"
+    btrfs -q subvolume set-default "$tmp/mnt/root"
+    # What lies at the top belongs to no default and must not show.
+    echo wrong >"$tmp/mnt/top"
+    cp -a "$tmp/root/." "$tmp/mnt/root"
+    umount "$tmp/mnt" ;;
+*) echo "$usage" >&2; exit 2 ;;
+esac
 rm -rf "$tmp/root"
 truncate -s 128M "$tmp/efi.img"
 mkfs.vfat -n EFI "$tmp/efi.img" >/dev/null
