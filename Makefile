@@ -71,7 +71,7 @@ cloud-down: ## remove it without a trace
 test-cloud: need-go ## the tests against the cloud that is up
 	@tests/run.sh cloud-tests
 
-test-net: need-go ## the tests of networks on clouds of Neutron's other mechanisms (NET='ovs ovs-hybrid ovn'), each brought up for them; needs root
+test-net: need-go ## the tests of networks on clouds of Neutron's other mechanisms (NET='ovs ovs-hybrid ovn', also macvtap), each brought up for them; needs root
 	@tests/run.sh net
 
 test-release: need-go ## tests on a cloud of the newest release (RELEASE=2026.2), brought up for them; needs root
