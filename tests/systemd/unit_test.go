@@ -124,14 +124,16 @@ func (u *unit) eventually(what string, ok func() bool) {
 	}
 }
 
-// ready waits for an agent other than the one with pid last that serves, and returns its pid.
+// ready waits for an agent other than the one with pid last that serves, and returns its pid. Before it has its queue,
+// what is sent to it is lost.
 func (u *unit) ready(last string) string {
 	u.t.Helper()
 	var pid string
 	u.eventually("the agent serves", func() bool {
 		pid = u.property("MainPID")
 		h, err := u.api.Health(u.t.Context())
-		return pid != "0" && pid != last && err == nil && h.Status == "ok"
+		_, listens := u.cloud.broker.bus.Queues()["compute."+host]
+		return pid != "0" && pid != last && err == nil && h.Status == "ok" && listens
 	})
 	return pid
 }
