@@ -88,11 +88,16 @@ func (p *Plugger) plugMacvtap(r *novalet.PlugRequest, ns *os.File) error {
 	if err := p.redirect(dev, tap.Attrs().Index); err != nil {
 		return err
 	}
+	// A device that was up once may be down because the port's admin state is: its agent would not look again.
+	known := dev.Attrs().RawFlags&unix.IFF_ALLMULTI != 0
+	if err := p.settle(dev, settings{alias: p.mark(r.InstanceUUID, r.VIF.ID), mtu: mtu(r.VIF), keepDown: known}); err != nil {
+		return err
+	}
 	// For the neighbour discovery of IPv6, and whatever groups the instance joins: the agent does it, in its own time.
 	if err := p.h.LinkSetAllmulticastOn(dev); err != nil {
 		return fmt.Errorf("set up device %s: %w", dev.Attrs().Name, err)
 	}
-	return p.settle(dev, settings{alias: p.mark(r.InstanceUUID, r.VIF.ID), mtu: mtu(r.VIF)})
+	return nil
 }
 
 // macvtapSource finds the device below, and makes that of a VLAN: Neutron's agent deletes it with the network, and

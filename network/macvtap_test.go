@@ -97,11 +97,14 @@ func TestMacvtapPlug(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if at := dev.Attrs(); at.HardwareAddr.String() != evilMAC || at.Flags&net.FlagUp == 0 || at.Allmulti == 0 || at.MTU != 1450 || at.Alias != alias(instA, portA) {
+	if at := dev.Attrs(); at.HardwareAddr.String() != evilMAC || at.Flags&net.FlagUp == 0 || at.RawFlags&unix.IFF_ALLMULTI == 0 || at.MTU != 1450 || at.Alias != alias(instA, portA) {
 		t.Errorf("the device for the agent: %+v", at)
 	}
-	// What the agent does to a port whose admin state is down.
+	// What the agent does to a port whose admin state is down, and only once.
 	if err := p.h.LinkSetDown(dev); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Plug(t.Context(), ra); err != nil {
 		t.Fatal(err)
 	}
 	inside(t, a, func() error {

@@ -143,6 +143,8 @@ type settings struct {
 	mtu    int
 	// promisc: a device between two bridges takes frames for any address.
 	promisc bool
+	// keepDown: somebody else has a say in whether the device is up.
+	keepDown bool
 }
 
 // settle gives a device its settings, as far as it has others, and brings it up. IPv6 stays without an address on it:
@@ -190,7 +192,7 @@ func (p *Plugger) settle(link netlink.Link, s settings) error {
 	if err != nil {
 		return fmt.Errorf("set up device %s: %w", a.Name, err)
 	}
-	if a.Flags&net.FlagUp == 0 {
+	if a.Flags&net.FlagUp == 0 && !s.keepDown {
 		if err := p.h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("bring up device %s: %w", a.Name, err)
 		}
