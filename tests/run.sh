@@ -274,7 +274,7 @@ step_vm() {
     return $rc
 }
 
-# The part of it that CI runs.
+# The part of it that takes minutes; `all` leaves it out.
 step_vm_smoke() {
     export VM_LIST=tests/vm/smoke VM_DEADLINE=900
     step_vm
