@@ -127,7 +127,7 @@ func (s *Store) publishLayer(m *layerMeta, tree string, opaque []string, work st
 		return fmt.Errorf("publish layer: %w", err)
 	}
 	m.Written = time.Now().UTC()
-	if err := s.writeRecord(filepath.Join(out, "meta.json"), m); err != nil {
+	if err := writeJSON(filepath.Join(out, "meta.json"), m); err != nil {
 		return err
 	}
 	atStage("layer complete")

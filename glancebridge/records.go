@@ -150,13 +150,17 @@ func (s *Store) leaseLocked(instance string, rec *imageRecord) error {
 }
 
 // writeRecord replaces a record so that a crash of the process leaves the old or the new one; that it survives a
-// loss of power is left to the sync that follows.
+// loss of power is left to the sync that follows. s.mu is held.
 func (s *Store) writeRecord(path string, v any) error {
+	s.dirty = true
+	return writeJSON(path, v)
+}
+
+func writeJSON(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	s.dirty = true
 	if err := statefile.WriteBytes(path, b, false); err != nil {
 		return diskError(err)
 	}
