@@ -36,7 +36,8 @@ trap '/usr/bin/python3 "$here/setup.py" "$STATE" || say "   the network \"tempes
 
 printf '[DEFAULT]\ntest_path=%s\ntop_dir=%s\ngroup_regex=%s\n' /usr/lib/python3/dist-packages/tempest/test_discover \
     /usr/lib/python3/dist-packages/tempest "$group" >.stestr.conf
-rm -rf .stestr; stestr init || exit 1
+# How long each test took last time decides which worker gets it.
+[ -e .stestr ] || stestr init || exit 1
 tempest() { local conf=$1; shift; /usr/bin/tempest run --config-file "$work/$conf.conf" --concurrency "${CONCURRENCY:-2}" "$@"; }
 case $which in
     smoke) pick=(--include-list "$here/smoke") ;;
