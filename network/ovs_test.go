@@ -66,9 +66,13 @@ func (o *openvswitch) command(name string, args ...string) *exec.Cmd {
 
 func (o *openvswitch) run(name string, args ...string) string {
 	o.t.Helper()
-	out, err := o.command(name, args...).CombinedOutput()
+	// A slow machine makes the tools warn, beside what they were asked for.
+	var warnings strings.Builder
+	cmd := o.command(name, args...)
+	cmd.Stderr = &warnings
+	out, err := cmd.Output()
 	if err != nil {
-		o.t.Fatalf("%s %v: %v: %s", name, args, err, out)
+		o.t.Fatalf("%s %v: %v: %s%s", name, args, err, out, warnings.String())
 	}
 	return strings.TrimSpace(string(out))
 }
