@@ -17,8 +17,8 @@ var request = regexp.MustCompile(`curl -g -i -X [A-Z]+ '?(http://[^ ']+)`)
 var identity = regexp.MustCompile(`^http://[^/]+:5000/|/identity/`)
 
 // peerRest counts the requests to Neutron, Placement and Glance that the stock service makes in one boot with a network.
-// It logs them only at debug level, which slows it: so it runs so for two boots that are timed by nobody, the first of
-// which fills its caches.
+// It logs them only at debug level, which slows it: so it runs so for three boots that are timed by nobody, the first of
+// which fill its caches.
 func (b *bench) peerRest() (n float64, err error) {
 	if err := b.stock("stop", ""); err != nil {
 		return 0, err
@@ -28,13 +28,20 @@ func (b *bench) peerRest() (n float64, err error) {
 	}
 	defer func() { err = errors.Join(err, b.stock("stop", ""), b.stock("start", "")) }()
 	path := filepath.Join(b.dir, "log", "nova-compute-"+b.hosts[1]+".log")
-	for range 2 {
+	for i := range 3 {
 		from, err := os.Stat(path)
 		if err != nil {
 			return 0, err
 		}
 		start := time.Now()
 		uuid, _, err := b.boot(b.hosts[1], true)
+		if err != nil && i == 0 {
+			// It comes up with the record of the service before it: what is sent to it meanwhile ends in ERROR.
+			if err := b.remove(uuid); err != nil {
+				return 0, err
+			}
+			continue
+		}
 		if err != nil {
 			return 0, err
 		}
