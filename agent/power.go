@@ -256,7 +256,7 @@ func (a *Agent) thaw(ctx context.Context, in *instance) error {
 	return nil
 }
 
-// silence is no part of what a user has to wait for: a host that cannot do it says so in the log.
+// silence fails nothing: where the host cannot do it the guest is paused all the same, and the log says so.
 func (a *Agent) silence(ctx context.Context, in *instance, on bool) {
 	ctx, unlock := in.lockNet(ctx)
 	defer unlock()

@@ -83,11 +83,12 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	err := a.destroyRow(ctx, in, op.Context)
 	done()
 	if err == nil {
-		defer t.start("rest")()
 		wg.Go(func() { a.dropBeside(ctx, in, op.Context, console) })
 		if unsure {
 			wg.Go(func() {
-				if err := a.network.Deallocate(ctx, op.Context, inst, left.Info); err != nil {
+				lookCtx, cancel := context.WithTimeout(ctx, freePortsTime)
+				defer cancel()
+				if err := a.network.Deallocate(lookCtx, op.Context, inst, left.Info); err != nil {
 					in.log.Warn("ports are not looked for yet", "err", err)
 					left.Ports = true
 				}
