@@ -35,6 +35,12 @@ func kill9(t testing.TB, during func()) {
 		during()
 	}
 	devstack(t, "compute.sh", "start", "novalet")
+	answersAgain(t)
+}
+
+// answersAgain waits for an agent that was started anew.
+func answersAgain(t testing.TB) {
+	t.Helper()
 	eventually(t, long, "the agent answers again", func() error {
 		out, err := novalet("health")
 		if err != nil {

@@ -3,7 +3,6 @@ package cloud_test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,13 +28,7 @@ func withOption(t *testing.T, line string) {
 			t.Error(err)
 		}
 		devstack(t, "compute.sh", "restart", "novalet")
-		eventually(t, long, "the agent answers again", func() error {
-			out, err := novalet("health")
-			if err != nil {
-				return fmt.Errorf("%w: %s", err, out)
-			}
-			return nil
-		})
+		answersAgain(t)
 	}
 	t.Cleanup(func() { restart(conf) })
 	restart(changed)
