@@ -102,6 +102,8 @@ blame() {
         /^ *=== (RUN|CONT|NAME)/ { cur = $3; next }
         /_test\.go:[0-9]+:/ { why = substr($0, 1, 240); sub(/^ +/, "", why); last[cur] = why }
         /^ *--- FAIL/ && last[$3] != "" { print log_ ": " $3 ": " last[$3] }
+        /^WARNING: DATA RACE/ { race = 1 }
+        race && /^      .*\.go:[0-9]+/ { print log_ ": data race in " cur ": " $1; race = 0 }
         /^panic: / { print log_ ": " substr($0, 1, 240) }' "$1" | head -n 12)
 }
 

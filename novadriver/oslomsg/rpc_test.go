@@ -210,10 +210,10 @@ func TestCastAndFanout(t *testing.T) {
 		if err := p.client.Fanout(t.Context(), oslomsg.Target{Topic: "scheduler"}, "sync", nil, nil); err != nil {
 			t.Errorf("fanout to nobody: %v", err)
 		}
-		var heard []string
-		for _, name := range []string{"a", "b"} {
+		var heard [2]atomic.Int32
+		for i, name := range []string{"a", "b"} {
 			_, err := p.far.Consume(oslomsg.Queue{Name: "scheduler_fanout_" + name, Kind: oslomsg.FanoutQueue, Exchange: "scheduler_fanout"},
-				func(m *oslomsg.Message) { heard = append(heard, name); m.Ack() })
+				func(m *oslomsg.Message) { heard[i].Add(1); m.Ack() })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -222,8 +222,8 @@ func TestCastAndFanout(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if n.Load() != 1 || len(heard) != 2 {
-			t.Errorf("%d casts, fanout heard by %v", n.Load(), heard)
+		if n.Load() != 1 || heard[0].Load() != 1 || heard[1].Load() != 1 {
+			t.Errorf("%d casts, fanout heard %d and %d times", n.Load(), heard[0].Load(), heard[1].Load())
 		}
 		if err := p.client.Cast(t.Context(), toHost, "count", []int{1}, nil); err == nil {
 			t.Error("args that are no object are sent")
