@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net/http"
@@ -58,6 +59,8 @@ type bench struct {
 	network string
 	api     *httpapi.Client
 	options map[string]string
+	// peerRequests is what peerRest counted; 0 until then.
+	peerRequests float64
 }
 
 func open(dir, ours, stock string) (*bench, error) {
@@ -261,17 +264,6 @@ func (b *bench) resident(name string) (float64, error) {
 	return 0, fmt.Errorf("no VmRSS of %s", name)
 }
 
-// series collects pairs by row.
-type series map[string][][2]float64
-
-func (s series) add(row string, who int, v float64) {
-	if who == 0 {
-		s[row] = append(s[row], [2]float64{v})
-		return
-	}
-	s[row][len(s[row])-1][1] = v
-}
-
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func (b *bench) run(rounds, batches, many int, idle time.Duration, out string) error {
@@ -284,53 +276,70 @@ func (b *bench) run(rounds, batches, many int, idle time.Duration, out string) e
 		r.Options[k] = v
 	}
 	s := series{}
+	// keep writes what is measured by now: the rest of a run may fail, or be cut off.
+	keep := func() error {
+		b.rows(r, s)
+		_, err := r.Save(out)
+		return err
+	}
 	// The first boot of each fetches the image and fills caches: it is not counted.
 	for i := -1; i < rounds; i++ {
-		if err := b.round(s, i >= 0); err != nil {
+		one := series{}
+		if err := b.round(one); err != nil {
+			return errors.Join(err, keep())
+		}
+		if i >= 0 {
+			s.append(one)
+		}
+		if err := keep(); err != nil {
 			return err
 		}
 		fmt.Printf("round %d of %d\n", i+1, rounds)
 	}
 	for i := range batches {
-		if err := b.batch(s); err != nil {
-			delete(s, "concurrent20_nonet")
-			r.Missing["concurrent20_nonet"] = err.Error()
+		one := series{}
+		if err := b.batch(one); err != nil {
+			r.Missing["concurrent20_nonet"] = fmt.Sprintf("batch %d of %d: %v", i+1, batches, err)
 			break
+		}
+		s.append(one)
+		if err := keep(); err != nil {
+			return err
 		}
 		fmt.Printf("batch %d of %d\n", i+1, batches)
 	}
+	rss := [2]float64{}
 	for who, name := range []string{"novalet", "nova-compute-" + b.hosts[1]} {
-		v, err := b.resident(name)
-		if err != nil {
-			return err
+		var err error
+		if rss[who], err = b.resident(name); err != nil {
+			return errors.Join(err, keep())
 		}
-		s.add("rss_idle_mib", who, v)
 	}
+	s["rss_idle_mib"] = append(s["rss_idle_mib"], rss)
 	if many > 0 {
 		if err := b.many(s, many); err != nil {
 			r.Missing["rss_200_mib"] = err.Error()
 		}
 	}
-	// What is measured by now is not lost for it.
-	if peer, err := b.peerRest(); err != nil {
-		delete(s, "rest_calls")
-		r.Missing["rest_calls"] = err.Error()
-	} else {
-		for i := range s["rest_calls"] {
-			s["rest_calls"][i][1] = peer
-		}
-	}
 	if idle > 0 {
 		if err := b.idle(s, idle); err != nil {
-			r.Missing["idle_messages"] = err.Error()
+			r.Missing["idle_messages"], r.Missing["idle_bytes"] = err.Error(), err.Error()
 		}
+	}
+	if err := keep(); err != nil {
+		return err
+	}
+	if peer, err := b.peerRest(); err != nil {
+		r.Missing["rest_calls"] = err.Error()
+	} else {
+		b.peerRequests = peer
 	}
 	b.rows(r, s)
 	return r.Write(os.Stdout, out)
 }
 
 // round boots and deletes one server without and one with a network on each contender.
-func (b *bench) round(s series, count bool) error {
+func (b *bench) round(s series) error {
 	for _, net := range []bool{false, true} {
 		for who, host := range b.hosts {
 			start := time.Now()
@@ -364,9 +373,6 @@ func (b *bench) round(s series, count bool) error {
 			dev, del, err := b.await(start, uuid, "terminate_instance", "Instance.destroy", "")
 			if err != nil {
 				return err
-			}
-			if !count {
-				continue
 			}
 			if net {
 				s.add("own_time_onenet", who, ms(took-wait))
@@ -435,47 +441,6 @@ func (b *bench) batch(s series) error {
 				return err
 			}
 		}
-	}
-	return nil
-}
-
-// rows turns the samples into the report's rows. Targets are those of the issues that asked for them.
-func (b *bench) rows(r *report.Report, s series) {
-	const peer = "nova-compute, fake driver"
-	// How long an agent of Neutron's takes that polls is not ours to promise; OVN tells at once.
-	total := 0.0
-	if b.options["net"] == "ovn" {
-		total = 0.8
-	}
-	for _, row := range []struct {
-		id, unit string
-		target   float64
-	}{{"cast_to_active_nonet", "ms", 0.5}, {"own_time_onenet", "ms", 0.5}, {"total_onenet", "ms", total}, {"wired_wait", "ms", 0}, {"post_to_active_nonet", "ms", 0},
-		{"post_to_active_onenet", "ms", 0}, {"concurrent20_nonet", "ms", 0.6}, {"delete", "ms", 0.6}, {"conductor_calls", "calls", 7}, {"rest_calls", "requests", 6},
-		{"conductor_calls_delete", "calls", 6}, {"rss_idle_mib", "MiB", 25}, {"rss_200_mib", "MiB", 60},
-		{"idle_messages", "a minute", 0.8}, {"idle_bytes", "a minute", 0.6}} {
-		if len(s[row.id]) > 0 {
-			r.Add(row.id, row.unit, peer, row.target, s[row.id])
-		}
-	}
-	r.Options["rest_calls"] = "to Neutron, Placement and Glance; the peer's of one boot, from its own log, in a run of its own after the timed ones"
-}
-
-// idle watches the bus while nothing happens, and tells what each service sends in a minute.
-func (b *bench) idle(s series, d time.Duration) error {
-	fmt.Printf("watching the idle bus for %v\n", d)
-	from := time.Now()
-	time.Sleep(d)
-	by, unknown := b.tap.senders(from)
-	if unknown > 0 {
-		return fmt.Errorf("of %d messages nobody can tell who sent them", unknown)
-	}
-	for who, host := range b.hosts {
-		if by[host].messages == 0 {
-			return fmt.Errorf("%s sent nothing in %v", host, d)
-		}
-		s.add("idle_messages", who, float64(by[host].messages)/d.Minutes())
-		s.add("idle_bytes", who, float64(by[host].bytes)/d.Minutes())
 	}
 	return nil
 }

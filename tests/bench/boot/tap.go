@@ -33,6 +33,7 @@ type event struct {
 	nodeSave bool
 	replyTo  string // queue of the caller, which tells one service from another; "" of a cast
 	host     string // the message names as its sender's
+	service  int64  // id of the service's row that the message saves
 }
 
 func openTap(url string, hosts []string) (*tap, error) {
@@ -99,6 +100,7 @@ func parse(key string, body []byte) event {
 			ObjInst   *struct {
 				Name string `json:"nova_object.name"`
 				Data struct {
+					ID           int64  `json:"id"`
 					UUID         string `json:"uuid"`
 					InstanceUUID string `json:"instance_uuid"`
 					Host         string `json:"host"`
@@ -135,6 +137,9 @@ func parse(key string, body []byte) event {
 	}
 	if o := m.Args.ObjInst; o != nil && (o.Name == "Service" || o.Name == "ComputeNode") {
 		e.host = o.Data.Host
+	}
+	if o := m.Args.ObjInst; o != nil && o.Name == "Service" {
+		e.service = o.Data.ID
 	}
 	e.nodeSave = strings.HasPrefix(e.method, "ComputeNode.") || strings.HasPrefix(e.method, "Service.")
 	return e
@@ -196,17 +201,23 @@ func requestOf(events []event, uuid, cast string) string {
 type traffic struct{ messages, bytes int }
 
 // senders adds up the messages of computes, by host, that came from a moment on. A service is known by the queue its
-// answers go to: of each some message names the host. unknown counts those of which none does.
-func (t *tap) senders(from time.Time) (by map[string]traffic, unknown int) {
+// answers go to: of each some message names the host, or the row of the service, as a heartbeat does; rows tells whose it is.
+// unknown counts those of which none does, by what they are.
+func (t *tap) senders(from time.Time, rows map[int64]string) (by map[string]traffic, unknown map[string]int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	hosts := map[string]string{}
 	for _, e := range t.seen {
-		if e.replyTo != "" && e.host != "" {
+		if e.replyTo == "" {
+			continue
+		}
+		if e.host != "" {
 			hosts[e.replyTo] = e.host
+		} else if host := rows[e.service]; host != "" {
+			hosts[e.replyTo] = host
 		}
 	}
-	by = map[string]traffic{}
+	by, unknown = map[string]traffic{}, map[string]int{}
 	for _, e := range t.seen {
 		if e.at.Before(from) || strings.HasPrefix(e.key, "compute") {
 			continue
@@ -216,7 +227,7 @@ func (t *tap) senders(from time.Time) (by map[string]traffic, unknown int) {
 			host = hosts[e.replyTo]
 		}
 		if host == "" {
-			unknown++
+			unknown[fmt.Sprintf("%s of %s to %q", e.method, e.replyTo, e.key)]++
 			continue
 		}
 		s := by[host]

@@ -8,7 +8,8 @@ import (
 )
 
 // TestSenders: a message is its service's whose answers go to the same queue, one without a queue names its host, and one
-// that neither tells is counted as unknown; what goes to computes is none of theirs.
+// that neither tells is counted as unknown; what goes to computes is none of theirs. A heartbeat may name nothing but the row
+// of its service.
 func TestSenders(t *testing.T) {
 	message := func(key, text string) event {
 		body, err := json.Marshal(map[string]string{"oslo.version": "2.0", "oslo.message": text})
@@ -27,10 +28,15 @@ func TestSenders(t *testing.T) {
 		message("conductor", `{"method":"object_class_action_versions","_reply_q":"reply_a","args":{"objname":"InstanceList","objmethod":"get_by_host"}}`),
 		message("", `{"method":"sync_instance_info","args":{"host_name":"peer"}}`),
 		message("conductor", `{"method":"object_action","_reply_q":"reply_c","args":{}}`),
+		message("conductor", `{"method":"object_action","_reply_q":"reply_d","args":{"objmethod":"save","objinst":{"nova_object.name":"Service","nova_object.data":{"id":7}}}}`),
+		message("conductor", `{"method":"object_action","_reply_q":"reply_d","args":{"objmethod":"save","objinst":{"nova_object.name":"ComputeNode","nova_object.data":{"id":8}}}}`),
 		message("compute.ours", `{"method":"build_and_run_instance","_reply_q":"reply_a","args":{}}`)}}
-	by, unknown := tap.senders(time.Now().Add(-time.Minute))
-	if by["ours"].messages != 2 || by["peer"].messages != 3 || unknown != 1 || len(by) != 2 {
-		t.Errorf("%+v, %d unknown", by, unknown)
+	by, unknown := tap.senders(time.Now().Add(-time.Minute), map[int64]string{7: "small", 8: "another"})
+	if by["ours"].messages != 2 || by["peer"].messages != 3 || by["small"].messages != 2 || len(by) != 3 {
+		t.Errorf("%+v", by)
+	}
+	if len(unknown) != 1 || unknown[`object_action of reply_c to "conductor"`] != 1 {
+		t.Errorf("%v unknown", unknown)
 	}
 	if by["peer"].bytes <= other.size {
 		t.Errorf("%d bytes", by["peer"].bytes)

@@ -80,7 +80,7 @@ func Median(v []float64) float64 {
 	return s[len(s)/2]
 }
 
-// Write prints the table and writes build/bench/<bench>.json below dir.
+// Write prints the table and saves the report.
 func (r *Report) Write(w io.Writer, dir string) error {
 	fmt.Fprintf(w, "%-22s %12s %12s %-8s %7s %7s  %s\n", "row", "ours", "peer", "unit", "ratio", "target", "peer is")
 	for _, row := range r.Rows {
@@ -89,17 +89,30 @@ func (r *Report) Write(w io.Writer, dir string) error {
 	for id, why := range r.Missing {
 		fmt.Fprintf(w, "%-22s missing: %s\n", id, why)
 	}
-	path := filepath.Join(dir, "build", "bench", r.Bench+".json")
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	data, err := json.MarshalIndent(r, "", " ")
-	if err == nil {
-		err = os.WriteFile(path, append(data, '\n'), 0o644)
-	}
+	path, err := r.Save(dir)
 	if err != nil {
-		return fmt.Errorf("write report: %w", err)
+		return err
 	}
 	fmt.Fprintf(w, "written to %s\n", path)
 	return nil
+}
+
+// Save writes build/bench/<bench>.json below dir, whole or not at all. A long run saves what it has from time to time: what
+// is measured is not lost when the rest fails.
+func (r *Report) Save(dir string) (path string, err error) {
+	path = filepath.Join(dir, "build", "bench", r.Bench+".json")
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", fmt.Errorf("write report: %w", err)
+	}
+	data, err := json.MarshalIndent(r, "", " ")
+	if err == nil {
+		err = os.WriteFile(path+".new", append(data, '\n'), 0o644)
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("write report: %w", err)
+	}
+	return path, nil
 }
