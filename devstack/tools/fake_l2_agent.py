@@ -14,7 +14,10 @@ ADDRESS = '10.200.0.9'      # a tunnel end that nobody answers at
 
 def chassis(host):
     def sb(*args):
-        return subprocess.run(['ovn-sbctl', '--timeout=10', *args], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        return subprocess.run(['ovn-sbctl', '--timeout=30', *args], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+    def sign():
+        return ['nb_cfg=%d' % max(1, int(sb('get', 'SB_Global', '.', 'nb_cfg'))), 'nb_cfg_timestamp=%d' % (time.time() * 1000)]
 
     def gone(*_):
         sb('--if-exists', 'destroy', 'Chassis_Private', host, '--', '--if-exists', 'chassis-del', host)
@@ -23,12 +26,13 @@ def chassis(host):
     signal.signal(signal.SIGTERM, gone)
     sb('--may-exist', 'chassis-add', host, 'geneve', ADDRESS, '--', 'set', 'Chassis', host, 'hostname=' + host)
     if not sb('--bare', '--columns=name', 'find', 'Chassis_Private', 'name=' + host):
-        sb('create', 'Chassis_Private', 'name=' + host, 'chassis=' + sb('--bare', '--columns=_uuid', 'find', 'Chassis', 'name=' + host))
+        # Neutron's servers keep the row as it came into being, and take in a new nb_cfg only where the old one was not 0:
+        # a row made without one is that of a dead chassis until the number has changed twice.
+        sb('create', 'Chassis_Private', 'name=' + host, 'chassis=' + sb('--bare', '--columns=_uuid', 'find', 'Chassis', 'name=' + host), *sign())
     print('chassis of', host, flush=True)
     while True:
         # Neutron calls a chassis dead whose nb_cfg stays behind.
-        sb('set', 'Chassis_Private', host, 'nb_cfg=' + sb('get', 'SB_Global', '.', 'nb_cfg'),
-           'nb_cfg_timestamp=%d' % (time.time() * 1000))
+        sb('set', 'Chassis_Private', host, *sign())
         time.sleep(5)
 
 
