@@ -71,7 +71,7 @@ func (b *bench) peerRest() (n float64, err error) {
 // stock starts or stops the stock service by the cloud's own script.
 func (b *bench) stock(verb, env string) error {
 	cmd := exec.Command("devstack/compute.sh", verb, "stock", b.hosts[1])
-	cmd.Env = append(os.Environ(), env)
+	cmd.Env = append(os.Environ(), "STATE="+b.dir, env)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s the stock service: %w: %s", verb, err, out)
 	}
