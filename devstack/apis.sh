@@ -18,6 +18,8 @@ api_debian() {
         neutron)   start neutron-server neutron-server --config-file "$ETC/neutron.conf" --config-file "$ETC/ml2_conf.ini" ;;
         nova)      start nova-api nova-api --config-file "$ETC/nova.conf" ;;
         heat)      start heat-api heat-api --config-file "$ETC/heat.conf" ;;
+        # It finds its configuration below its home only.
+        barbican)  start barbican-api env HOME="$STATE/barbican" uwsgi --ini "$ETC/barbican-uwsgi.ini" ;;
     esac
 }
 

@@ -25,6 +25,8 @@ SERVICES = (('glance', 'image', HOST + ':9292'),
             ('placement', 'placement', HOST + ':8778'),
             ('neutron', 'network', HOST + ':9696'),
             ('heat', 'orchestration', HOST + ':8004/v1/%(tenant_id)s'))
+if os.environ.get('WITH_BARBICAN') == '1':
+    SERVICES += (('barbican', 'key-manager', HOST + ':9311'),)
 FLAVORS = ('m1.tiny', 1, 64, 1), ('m1.small', 1, 256, 2), ('m1.medium', 2, 1024, 5)
 
 
@@ -67,7 +69,7 @@ def identity(password):
     for n in ('service',) + PROJECTS:
         projects.setdefault(n, None)
         projects[n] = projects[n] or i.create_project(name=n, domain_id=domain.id)
-    for n in 'admin', 'member', 'reader', 'service', 'heat_stack_user', 'heat_stack_owner':
+    for n in 'admin', 'member', 'reader', 'service', 'heat_stack_user', 'heat_stack_owner', 'creator':
         roles[n] = roles.get(n) or i.create_role(name=n)
 
     def user(name, where=domain):
@@ -84,7 +86,7 @@ def identity(password):
                 i.create_endpoint(service_id=s.id, interface=interface, region_id='RegionOne', url=url)
     for n in PROJECTS:
         u = user(n)
-        for r in 'member', 'reader', 'heat_stack_owner':
+        for r in 'member', 'reader', 'heat_stack_owner', 'creator':
             i.assign_project_role_to_user(projects[n].id, u.id, roles[r].id)
     # The domain in which heat makes the users of its stacks.
     i.put(f'/domains/{heat.id}/users/{user("heat_domain_admin", heat).id}/roles/{roles["admin"].id}')

@@ -24,7 +24,7 @@ fi
 phase "stop services"
 names() { local f; for f in "$RUN"/$1.pid; do [ -e "$f" ] && basename "$f" .pid; done; }
 # shellcheck disable=SC2046
-stop_all 40 novalet $(names 'nova-compute-*') $(names 'fake-l2-*') horizon heat-api heat-engine
+stop_all 40 novalet $(names 'nova-compute-*') $(names 'fake-l2-*') horizon heat-api heat-engine barbican-api
 stop_all 15 neutron-metadata-agent neutron-l3-agent neutron-dhcp-agent neutron-linuxbridge-agent neutron-macvtap-agent neutron-openvswitch-agent neutron-ovn-metadata-agent
 stop_all 15 "${more_services[@]}" neutron-server nova-serialproxy nova-api nova-scheduler nova-conductor glance-api placement keystone
 # Helpers of Neutron's agents outlive them, some by design: known by their name and by our configuration.

@@ -28,6 +28,7 @@ else
         heat-api heat-engine openstack-dashboard python3-heat-dashboard
         python3-openstackclient python3-osc-placement python3-heatclient tempest python3-stestr
     )
+    [ "$WITH_BARBICAN" != 1 ] || packages+=(barbican-api)
     [ "$NET" != macvtap ] || packages+=(neutron-macvtap-agent)
 fi
 missing() {
@@ -83,6 +84,7 @@ placement-common placement/configure_db boolean false
 neutron-common neutron/configure_db boolean false
 neutron-common neutron/configure_rabbit boolean false
 heat-common heat/configure_db boolean false
+barbican-common barbican/configure_db boolean false
 D
     run "packages" "${apt[@]}" install "${need[@]}"
     mapfile -t need < <(missing)

@@ -27,7 +27,7 @@ mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,horizon,keystone,nova
 # Services that give up root (dnsmasq, the databases) must pass through $STATE; the rest is root's.
 chmod 755 "$STATE"; chmod 700 "$ETC" "$LOG" "$RUN" "$STATE"/{keystone,glance,nova,horizon}
 cat >"$STATE/settings" <<S
-SAVED_RELEASE=$RELEASE SAVED_NET=$NET SAVED_COMPUTE_HOST=$COMPUTE_HOST
+SAVED_RELEASE=$RELEASE SAVED_NET=$NET SAVED_COMPUTE_HOST=$COMPUTE_HOST SAVED_WITH_BARBICAN=$WITH_BARBICAN
 S
 [ -s "$PASSWORD_FILE" ] || (umask 077; head -c 18 /dev/urandom | base64 | tr '+/' 'Aa' >"$PASSWORD_FILE")
 PASSWORD=$(<"$PASSWORD_FILE")
@@ -87,7 +87,7 @@ wait_tcp rabbitmq 5672
 neutron=(--config-file "$ETC/neutron.conf" --config-file "$ETC/ml2_conf.ini")
 api neutron
 wait_tcp keystone 5000
-once identity "$PYTHON" "$HERE/bootstrap.py" identity "$PASSWORD_FILE" & identity_pid=$!
+once "identity$([ "$WITH_BARBICAN" != 1 ] || echo -barbican)" env WITH_BARBICAN="$WITH_BARBICAN" "$PYTHON" "$HERE/bootstrap.py" identity "$PASSWORD_FILE" & identity_pid=$!
 for n in placement glance nova; do api $n; done
 start nova-serialproxy nova-serialproxy --config-file "$ETC/nova.conf"
 # These two ask placement for its version as they start, so they need their account.
@@ -113,11 +113,20 @@ if [ "${WITH_HEAT:-1}" = 1 ]; then
     start heat-engine heat-engine --config-file "$ETC/heat.conf"
     api heat
 fi
+if [ "$WITH_BARBICAN" = 1 ]; then
+    (umask 077; mkdir -p "$STATE/barbican")
+    install -D -m 600 "$ETC/barbican.conf" "$STATE/barbican/.barbican/barbican.conf"
+    api barbican
+fi
 wait_tcp placement 8778; wait_tcp glance-api 9292; wait_tcp nova-api 8774 8775; wait_tcp nova-serialproxy 6083
 all=(epmd rabbitmq memcached mariadb keystone placement glance-api nova-conductor nova-scheduler nova-api nova-serialproxy neutron-server "${more_services[@]}" "${agents[@]}")
 if [ "${WITH_HEAT:-1}" = 1 ]; then
     wait_tcp heat-api 8004
     all+=(heat-engine heat-api)
+fi
+if [ "$WITH_BARBICAN" = 1 ]; then
+    wait_tcp barbican-api 9311
+    all+=(barbican-api)
 fi
 alive "${all[@]}"
 compute=

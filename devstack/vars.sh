@@ -32,6 +32,11 @@ NET=${NET:-${SAVED_NET:-${NETS%% *}}}
 COMPUTE_HOST=${COMPUTE_HOST:-${SAVED_COMPUTE_HOST:-novalet1}}
 # The dashboard comes with Debian's packages only.
 WITH_HORIZON=${WITH_HORIZON:-$([ -n "$VENV" ] && echo 0 || echo 1)}
+# The key manager, for signed images; Debian's only.
+WITH_BARBICAN=${WITH_BARBICAN:-${SAVED_WITH_BARBICAN:-0}}
+if [ "$WITH_BARBICAN" = 1 ] && [ -n "$VENV" ]; then
+    echo "WITH_BARBICAN=1: only with RELEASE=zed" >&2; exit 2
+fi
 CTL_HOST=${CTL_HOST:-controller}
 NOVALET_BIN=${NOVALET_BIN:-$HERE/../bin/novalet}
 # Python's programs look through every installed package for their plug-ins, or here: half a second of each start.

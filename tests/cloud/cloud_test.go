@@ -143,6 +143,21 @@ type bootOpts struct {
 	count    int
 	files    servers.Personality
 	zone     string
+	trusted  []string // certificates
+}
+
+// trusting adds to a request what the library does not know.
+type trusting struct {
+	servers.CreateOptsBuilder
+	certificates []string
+}
+
+func (c trusting) ToServerCreateMap() (map[string]any, error) {
+	m, err := c.CreateOptsBuilder.ToServerCreateMap()
+	if err == nil {
+		m["server"].(map[string]any)["trusted_image_certificates"] = c.certificates
+	}
+	return m, err
 }
 
 // create sends the request and registers the server's deletion.
@@ -185,6 +200,9 @@ func tryCreate(t testing.TB, u *user, o bootOpts) (*servers.Server, error) {
 	var b servers.CreateOptsBuilder = opts
 	if o.key != "" {
 		b = keypairs.CreateOptsExt{CreateOptsBuilder: opts, KeyName: o.key}
+	}
+	if o.trusted != nil {
+		b = trusting{b, o.trusted}
 	}
 	s, err := servers.Create(t.Context(), &c, b, nil).Extract()
 	if err != nil {

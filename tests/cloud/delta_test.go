@@ -11,17 +11,17 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 )
 
-// withOption restarts the agent with one more option in [novalet] until the test ends.
-func withOption(t *testing.T, line string) {
+// withOptions restarts the agent with more options in a section of its configuration until the test ends.
+func withOptions(t *testing.T, section, lines string) {
 	t.Helper()
 	path := filepath.Join(state(t), "etc", "nova-compute.conf")
 	conf, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed := bytes.Replace(conf, []byte("[novalet]\n"), []byte("[novalet]\n"+line+"\n"), 1)
+	changed := bytes.Replace(conf, []byte("["+section+"]\n"), []byte("["+section+"]\n"+lines+"\n"), 1)
 	if bytes.Equal(changed, conf) {
-		t.Fatalf("%s has no section [novalet]", path)
+		t.Fatalf("%s has no section [%s]", path, section)
 	}
 	restart := func(conf []byte) {
 		if err := os.WriteFile(path, conf, 0o600); err != nil {
@@ -42,7 +42,7 @@ func TestDeltaSnapshot(t *testing.T) {
 		t.Skip("restarts the agent with another configuration: NOVALET_CLOUD_DELTAS=1")
 	}
 	u, other := as(t, "demo"), as(t, "demo2")
-	withOption(t, "snapshot_deltas = true")
+	withOptions(t, "novalet", "snapshot_deltas = true")
 	archive := dockerArchive(t, busyboxRoot(t), appConfig())
 	base := uploadKept(t, u, imageSpec{name: "novalet-test-base", container: "docker", disk: "raw"}, bytes.NewReader(archive))
 	t.Cleanup(func() { _ = images.Delete(context.Background(), u.image, base).ExtractErr() })
