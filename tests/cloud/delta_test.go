@@ -38,9 +38,6 @@ func withOptions(t *testing.T, section, lines string) {
 // it is there, and a snapshot of what was made from it, too. Without that image, and for a user who may read the snapshot
 // but not what is below, the fault says so.
 func TestDeltaSnapshot(t *testing.T) {
-	if state(t); os.Getenv("NOVALET_CLOUD_DELTAS") == "" {
-		t.Skip("restarts the agent with another configuration: NOVALET_CLOUD_DELTAS=1")
-	}
 	u, other := as(t, "demo"), as(t, "demo2")
 	withOptions(t, "novalet", "snapshot_deltas = true")
 	archive := dockerArchive(t, busyboxRoot(t), appConfig())

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/pem"
 	"math/big"
 	"path"
 	"strings"
@@ -44,9 +45,10 @@ func certify(t *testing.T, keys *gophercloud.ServiceClient, name string, by *cer
 	must(t, err)
 	parsed, err := x509.ParseCertificate(der)
 	must(t, err)
-	// The way Nova's documentation has it: base64 of what is in the file.
+	// The way Nova's documentation has it: base64 of what is in the file. Glance reads PEM alone.
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	s, err := secrets.Create(t.Context(), keys, secrets.CreateOpts{Name: name, SecretType: secrets.CertificateSecret, Algorithm: "RSA",
-		Payload: base64.StdEncoding.EncodeToString(der), PayloadContentType: "application/octet-stream", PayloadContentEncoding: "base64"}).Extract()
+		Payload: base64.StdEncoding.EncodeToString(data), PayloadContentType: "application/octet-stream", PayloadContentEncoding: "base64"}).Extract()
 	must(t, err)
 	id := path.Base(s.SecretRef)
 	t.Cleanup(func() { _ = secrets.Delete(t.Context(), keys, id).ExtractErr() })
