@@ -2,8 +2,8 @@
 # cloudimage.sh ROOT.tar.gz OUT.qcow2 [ext4|xfs|btrfs]: make of a root tarball the disk image that distributions publish for
 # clouds: GPT with the root as partition 1, a BIOS boot partition 14 and an EFI system partition 15, both named in /etc/fstab;
 # qcow2, compressed. The root is ext4; or XFS with the labels that SELinux keeps as attributes, as of Red Hat's family; or
-# btrfs whose default is a subvolume, as of Fedora and openSUSE: those two are filled through a mount, which takes root. An
-# ext4 root with a kernel and GRUB (debian.sh OUT vm) gets a boot loader and boots as a virtual machine; others have none.
+# btrfs whose default is a subvolume, as of Fedora and openSUSE: those two are filled through a mount, which takes root. A
+# root with a kernel and GRUB (debian.sh OUT vm) gets a boot loader and boots as a virtual machine; others have none.
 set -eu
 usage='usage: cloudimage.sh ROOT.tar.gz OUT.qcow2 [ext4|xfs|btrfs]'
 tar=${1:?$usage} out=${2:?$usage} fs=${3:-ext4}
@@ -21,7 +21,10 @@ PARTUUID=$root / $fs $options 0 1
 PARTUUID=$efi /boot/efi vfat defaults 0 0
 S
 mib=900
-if [ "$fs" = ext4 ] && [ -e "$tmp/root/usr/lib/grub/i386-pc/boot.img" ]; then
+# GRUB counts a path from the top of btrfs, whatever its default is.
+top=
+[ "$fs" != btrfs ] || top=/root
+if [ -e "$tmp/root/usr/lib/grub/i386-pc/boot.img" ]; then
     mib=1300
     mkdir -p "$tmp/root/boot/grub"
     cp -r "$tmp/root/usr/lib/grub/i386-pc" "$tmp/root/boot/grub/"
@@ -31,12 +34,12 @@ if [ "$fs" = ext4 ] && [ -e "$tmp/root/usr/lib/grub/i386-pc/boot.img" ]; then
     cat >"$tmp/root/boot/grub/grub.cfg" <<S
 serial --unit=0 --speed=115200
 terminal_output serial
-linux /boot/$kernel root=PARTUUID=$root ro console=tty0 console=ttyS0,115200 $slow
-initrd /boot/initrd.img-${kernel#vmlinuz-}
+linux $top/boot/$kernel root=PARTUUID=$root ro console=tty0 console=ttyS0,115200 $slow
+initrd $top/boot/initrd.img-${kernel#vmlinuz-}
 boot
 S
-    chroot "$tmp/root" grub-mkimage -O i386-pc -o /boot/grub/core.img -p '(hd0,gpt1)/boot/grub' \
-        biosdisk part_gpt ext2 normal linux serial terminal
+    chroot "$tmp/root" grub-mkimage -O i386-pc -o /boot/grub/core.img -p "(hd0,gpt1)$top/boot/grub" \
+        biosdisk part_gpt "${fs/ext4/ext2}" normal linux serial terminal
     cp "$tmp/root/boot/grub/core.img" "$tmp/root/usr/lib/grub/i386-pc/boot.img" "$tmp/"
 fi
 case $fs in
