@@ -264,29 +264,42 @@ func gadgets([]string) {
 	}
 }
 
-// probe makes every system call of a range once, each in a process of its own, and prints its errno.
+// probe makes system calls, "first-last" or one each, in a process of its own each, and prints its errno, or that it
+// blocks: that nothing came back for as many milliseconds as told.
 func probe(args []string) {
-	last, _ := strconv.Atoi(args[0])
-	for nr := 0; nr <= last; nr++ {
-		if nr == unix.SYS_SYNC {
-			continue // waits for everybody's dirty pages, and cannot be killed meanwhile
+	ms, _ := strconv.Atoi(args[0])
+	for _, a := range args[1:] {
+		from, to, isRange := strings.Cut(a, "-")
+		nr, _ := strconv.Atoi(from)
+		last := nr
+		if isRange {
+			last, _ = strconv.Atoi(to)
 		}
-		cmd := exec.Command("/proc/self/exe", "call", strconv.Itoa(nr))
-		// A call that forks leaves a copy that may hold the pipe open.
-		cmd.WaitDelay = 100 * time.Millisecond
-		out := make(chan string, 1)
-		go func() {
-			b, _ := cmd.Output()
-			out <- strings.TrimSpace(string(b))
-		}()
-		select {
-		case s := <-out:
-			fmt.Println("call", nr, strings.TrimSuffix(s, "\ndone"))
-		case <-time.After(500 * time.Millisecond):
-			cmd.Process.Kill()
-			<-out
-			fmt.Println("call", nr, "blocks")
+		for ; nr <= last; nr++ {
+			// sync waits for everybody's dirty pages, and cannot be killed meanwhile.
+			if nr != unix.SYS_SYNC {
+				fmt.Println("call", nr, probeOne(nr, time.Duration(ms)*time.Millisecond))
+			}
 		}
+	}
+}
+
+func probeOne(nr int, patience time.Duration) string {
+	cmd := exec.Command("/proc/self/exe", "call", strconv.Itoa(nr))
+	// A call that forks leaves a copy that may hold the pipe open.
+	cmd.WaitDelay = 100 * time.Millisecond
+	out := make(chan string, 1)
+	go func() {
+		b, _ := cmd.Output()
+		out <- strings.TrimSpace(string(b))
+	}()
+	select {
+	case s := <-out:
+		return strings.TrimSuffix(s, "\ndone")
+	case <-time.After(patience):
+		cmd.Process.Kill()
+		<-out
+		return "blocks"
 	}
 }
 
