@@ -146,6 +146,67 @@ func TestKilledKeeper(t *testing.T) {
 	te.run("one", novalet.Limits{}, app(layers, "sleep 1000"))
 }
 
+// TestAbandonedKeeper: an agent is killed and its run folder removed. The keeper ends what only waited, keeps what runs, and
+// goes when that has ended.
+func TestAbandonedKeeper(t *testing.T) {
+	te := newEngine(t)
+	live := te.run("live", novalet.Limits{}, app(busybox(t), "sleep 1000"))
+	eventually(t, "a sandbox waits", func() string {
+		te.mu.Lock()
+		defer te.mu.Unlock()
+		if te.warming || len(te.warm) == 0 || len(te.keepers) != 1 {
+			return fmt.Sprint(te.warming, len(te.warm), len(te.keepers))
+		}
+		return ""
+	})
+	te.mu.Lock()
+	var k *keeper
+	for _, k = range te.keepers {
+	}
+	te.mu.Unlock()
+	children := func() string {
+		var all []string
+		stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+		for _, p := range stats {
+			b, _ := os.ReadFile(p)
+			// PID (NAME) STATE PARENT
+			if _, rest, ok := strings.Cut(string(b), ") "); ok {
+				if f := strings.Fields(rest); len(f) > 1 && f[0] != "Z" && f[1] == strconv.Itoa(k.pid) {
+					all = append(all, filepath.Base(filepath.Dir(p)))
+				}
+			}
+		}
+		return strings.Join(all, " ")
+	}
+	// As far as the host can see, that is a kill.
+	te.cancel(errClosed)
+	te.wg.Wait()
+	if err := os.RemoveAll(te.opts.RunDir); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what waited is gone, what runs is not", func() string {
+		if all := children(); all != strconv.Itoa(live.PID) {
+			return all
+		}
+		return ""
+	})
+	if pid, err := unix.Wait4(k.pid, nil, unix.WNOHANG, nil); pid != 0 || err != nil {
+		t.Fatalf("the keeper of what runs: %d %v", pid, err)
+	}
+	if err := unix.Kill(live.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the keeper ends", func() string {
+		if pid, err := unix.Wait4(k.pid, nil, unix.WNOHANG, nil); pid != k.pid {
+			return fmt.Sprint(pid, err, children())
+		}
+		return ""
+	})
+	te.prog.Close()
+	te.open()
+	te.waitState("live", novalet.ContainerStopped)
+}
+
 func TestUnreadableRecordStopsNothing(t *testing.T) {
 	te := newEngine(t)
 	te.run("good", novalet.Limits{}, app(busybox(t), "sleep 1000"))

@@ -49,7 +49,7 @@ type keeper struct {
 	conns     sync.WaitGroup
 }
 
-// Run serves until the agent asks an empty keeper to exit. The process must be in a mount namespace of its own.
+// Run serves until the agent asks an empty keeper to exit, or until nobody can ask it any more and nothing runs in it. The process must be in a mount namespace of its own.
 func Run(cfg Config) error {
 	// A child that has joined an instance's user namespace is a copy of this process until it runs its own
 	// program: what is not dumpable cannot be traced from inside.

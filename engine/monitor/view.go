@@ -226,15 +226,20 @@ func fields(s string) map[string]int64 {
 }
 
 // sampleLoads keeps each instance's load: the processors it kept busy, averaged as the kernel averages its load.
-// What waits for a processor is not counted, as cgroups do not tell.
+// What waits for a processor is not counted, as cgroups do not tell. Now and then it sees to a keeper that nobody needs.
 func (k *keeper) sampleLoads(stop <-chan struct{}) {
 	t := time.NewTicker(loadEvery)
 	defer t.Stop()
-	for {
+	for alone := 0; ; {
 		select {
 		case <-stop:
 			return
 		case <-t.C:
+		}
+		if alone++; !k.abandoned() {
+			alone = 0
+		} else if alone >= abandonedLooks {
+			k.leave()
 		}
 		k.mu.Lock()
 		var ins []*instance
