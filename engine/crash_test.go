@@ -34,11 +34,12 @@ func TestAgentProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	layers := []novalet.Layer{{DiffID: "sha256:test", Path: os.Getenv(agentEnv + "_LAYER")}}
+	rootBytes, _ := strconv.ParseInt(os.Getenv(agentEnv+"_ROOT"), 10, 64)
 	ctx := context.Background()
 	fmt.Println("agent works")
 	for i := 0; ; i++ {
 		id := fmt.Sprintf("victim-%d", i%3)
-		_, err := e.Create(ctx, &novalet.SandboxSpec{ID: id, Limits: novalet.Limits{MemoryBytes: 32 << 20}})
+		_, err := e.Create(ctx, &novalet.SandboxSpec{ID: id, Limits: novalet.Limits{MemoryBytes: 32 << 20, RootBytes: rootBytes}})
 		if err == nil {
 			err = e.Start(ctx, id, app(layers, "sleep 1000"))
 		}
@@ -54,18 +55,19 @@ func TestAgentProcess(t *testing.T) {
 
 // TestKilledAgent kills agents at random points of their work: what ran before goes on untouched, what was under way
 // can be finished or removed, and nothing is left (the end of the test compares the host).
-func TestKilledAgent(t *testing.T) {
-	te := newEngine(t)
+func TestKilledAgent(t *testing.T) { killAgents(t, newEngine(t), 0) }
+
+func killAgents(t *testing.T, te *testEngine, rootBytes int64) {
 	ctx := te.ctx()
 	layers := busybox(t)
-	before := te.run("stays", novalet.Limits{}, app(layers, "i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done"))
+	before := te.run("stays", novalet.Limits{RootBytes: rootBytes}, app(layers, "i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done"))
 	dir := filepath.Dir(te.opts.StateDir)
 	for round := range 5 {
 		if err := te.Close(); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.Command(os.Args[0], "-test.run=^TestAgentProcess$")
-		cmd.Env = append(os.Environ(), agentEnv+"="+dir, agentEnv+"_SHIM="+shimPath, agentEnv+"_LAYER="+layers[0].Path)
+		cmd.Env = append(os.Environ(), agentEnv+"="+dir, agentEnv+"_SHIM="+shimPath, agentEnv+"_LAYER="+layers[0].Path, fmt.Sprintf("%s_ROOT=%d", agentEnv, rootBytes))
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -101,7 +103,7 @@ func TestKilledAgent(t *testing.T) {
 			}
 			// Odd rounds finish what was begun, even ones remove it.
 			if round%2 == 1 {
-				te.run(s.ID, novalet.Limits{MemoryBytes: 32 << 20}, app(layers, "sleep 1000"))
+				te.run(s.ID, novalet.Limits{MemoryBytes: 32 << 20, RootBytes: rootBytes}, app(layers, "sleep 1000"))
 			}
 			if err := te.Destroy(ctx, s.ID, novalet.DestroyOptions{}); err != nil {
 				t.Fatalf("round %d: %v", round, err)

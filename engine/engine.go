@@ -3,7 +3,8 @@
 // What must outlive the agent lives in keepers, small processes of a second program (see engine/monitor): they are
 // the parents of the instances' inits. This package finds them again when it opens. Per instance it keeps a
 // directory under StateDir, with the record (what was asked for), the writable root and the console log; per
-// keeper a socket and a log under RunDir. It makes cgroups below one name (see engine/cgroup).
+// keeper a socket and a log under RunDir. Where the file system of StateDir has project quota it sets limits of projects there (see
+// quota.go). It makes cgroups below one name (see engine/cgroup).
 //
 // Goroutines: one per keeper, that listens for events; one that removes what Destroy has put aside; one per size of disk, that
 // keeps some ready; one per event
@@ -52,6 +53,8 @@ type Options struct {
 	ShimPath string
 	// DiskPool is how many disks of each size in use are kept ready. Default 2; negative keeps none.
 	DiskPool int
+	// RootLimits says how Limits.RootBytes is held. Default LimitAuto.
+	RootLimits RootLimits
 	// WarmSlots is how many sandboxes are kept ready for new instances. Default 2; negative keeps none.
 	WarmSlots int
 	// MaxInstances bounds the instances of this host; 0 is bounded by ids only.
@@ -110,6 +113,9 @@ type Engine struct {
 	bootID string
 	cpus   []int // that instances may be put on
 	shut   map[novalet.Kind]wire.Confine
+	trees  map[novalet.Kind]wire.Confine // of instances whose root is a tree
+
+	projects *projects
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -190,7 +196,14 @@ func Open(o Options) (*Engine, error) {
 	for i := range runtime.NumCPU() {
 		e.cpus = append(e.cpus, i)
 	}
-	if e.shut, err = confinements(); err != nil {
+	e.shut, err = confinements(false)
+	if err == nil {
+		e.trees, err = confinements(true)
+	}
+	if err == nil {
+		e.projects, err = openProjects(o.StateDir, o.RootLimits)
+	}
+	if err != nil {
 		prog.Close()
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
@@ -204,6 +217,9 @@ func Open(o Options) (*Engine, error) {
 	go func() {
 		defer e.wg.Done()
 		e.emptyTrash()
+		if err := e.projects.dropEmpty(); err != nil {
+			e.log.Error("free projects", "error", err)
+		}
 		e.openPool()
 	}()
 	e.fillWarm()
@@ -226,6 +242,7 @@ func (e *Engine) Close() error {
 	}
 	e.wg.Wait()
 	e.closePool()
+	e.projects.close()
 	e.cg.Tidy()
 	return e.prog.Close()
 }

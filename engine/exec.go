@@ -33,7 +33,7 @@ func (e *Engine) Exec(ctx context.Context, id string, x *novalet.ExecSpec) (int,
 }
 
 func (e *Engine) execIn(ctx context.Context, k *keeper, rec *record, x *novalet.ExecSpec) (int, error) {
-	m := &wire.Exec{Process: processOf(&x.Process), Confine: e.shut[rec.Kind], TTY: x.TTY}
+	m := &wire.Exec{Process: processOf(&x.Process), Confine: e.confine(rec.ID, rec.Kind), TTY: x.TTY}
 	if len(m.Process.Env) == 0 && rec.Kind == novalet.KindApplication && rec.Spec != nil {
 		m.Process.Env = rec.Spec.Process.Env
 	}

@@ -55,9 +55,15 @@ func detachDisks(dir string) error {
 	return errors.Join(errs...)
 }
 
-// makeDisks gives an instance its disks and has them mounted.
+// makeDisks gives an instance its disks and has them mounted; its root is a tree where that has a quota.
 func (e *Engine) makeDisks(ctx context.Context, rec *record) error {
-	if err := e.makeDisk(ctx, e.disk(rec.ID), rec.Limits.RootBytes, rec.Limits.RootInodes); err != nil {
+	var err error
+	if e.hasTree(rec.ID) || e.projects.trees && rec.Limits.RootBytes > 0 && !e.disk(rec.ID).Exists() {
+		err = e.limitRoot(rec)
+	} else {
+		err = e.makeDisk(ctx, e.disk(rec.ID), rec.Limits.RootBytes, rec.Limits.RootInodes)
+	}
+	if err != nil {
 		return err
 	}
 	for n, size := range rec.Limits.EphemeralBytes {

@@ -23,13 +23,22 @@ var machineDropped = []int{
 	unix.CAP_CHECKPOINT_RESTORE, unix.CAP_LINUX_IMMUTABLE,
 }
 
-// confinements makes, for each kind, how its processes are shut in.
-func confinements() (map[novalet.Kind]wire.Confine, error) {
+// confine is how an instance's processes are shut in.
+func (e *Engine) confine(id string, kind novalet.Kind) wire.Confine {
+	if e.hasTree(id) {
+		return e.trees[kind]
+	}
+	return e.shut[kind]
+}
+
+// confinements makes, for each kind, how its processes are shut in; on trees they may not touch the attributes that
+// say which project a file counts for.
+func confinements(trees bool) (map[novalet.Kind]wire.Confine, error) {
 	out := map[novalet.Kind]wire.Confine{}
 	for kind, profile := range map[novalet.Kind]seccomp.Kind{novalet.KindApplication: seccomp.Application, novalet.KindMachine: seccomp.Machine} {
 		c := confineOf(kind)
 		var err error
-		if c.Seccomp, err = seccomp.Program(profile); err != nil {
+		if c.Seccomp, err = seccomp.Program(profile, trees); err != nil {
 			return nil, err
 		}
 		out[kind] = c

@@ -125,7 +125,7 @@ func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet
 	}
 	m := &wire.Start{
 		Machine: c.Kind == novalet.KindMachine, StopSignal: sig, DeadlineMS: e.o.StartTimeout.Milliseconds(),
-		Process: processOf(&c.Process), Confine: e.shut[c.Kind], Rescue: c.Rescue, Disks: disks,
+		Process: processOf(&c.Process), Confine: e.confine(rec.ID, c.Kind), Rescue: c.Rescue, Disks: disks,
 		CgroupV2: e.cg.Layout.V2 != "" && (c.Kind == novalet.KindMachine || len(e.cg.Layout.V1) == 0),
 	}
 	if m.Machine && c.Process.StopSignal == "SIGTERM" {
@@ -222,7 +222,9 @@ func (e *Engine) mountRoot(rec *record, c *novalet.ContainerSpec, name string, u
 // rootDir is where a root's upper and work lie, made when absent.
 func (e *Engine) rootDir(rec *record, name string) (string, error) {
 	base := e.dir(rec.ID)
-	if d := e.disk(rec.ID); d.Exists() {
+	if e.hasTree(rec.ID) {
+		base = e.tree(rec.ID)
+	} else if d := e.disk(rec.ID); d.Exists() {
 		if err := d.Attach(); err != nil {
 			return "", err
 		}

@@ -156,7 +156,11 @@ func (e *Engine) Stats(ctx context.Context, id string) (*novalet.ContainerStats,
 	rec, _ := in.get()
 	s := e.group(rec.Slot).Stats()
 	s.Uptime = time.Since(st.StartedAt)
-	if d := e.disk(id); d.Exists() {
+	if project, err := e.projects.treeProject(e.dir(id)); err == nil && project != 0 {
+		if u, err := e.projects.quota.Get(project); err == nil {
+			s.RootBytes, s.RootInodes = u.Bytes, u.Inodes
+		}
+	} else if d := e.disk(id); d.Exists() {
 		if b, n, err := d.Usage(); err == nil {
 			s.RootBytes, s.RootInodes = b, n
 		}
@@ -220,6 +224,11 @@ func (e *Engine) Update(ctx context.Context, id string, l novalet.Limits) error 
 	e.placeCPUs(&rec)
 	if k != nil {
 		if err := e.group(rec.Slot).Apply(&l, e.apply(&rec)); err != nil {
+			return fmt.Errorf("update container %s: %w", id, err)
+		}
+	}
+	if e.hasTree(id) {
+		if err := e.limitRoot(&rec); err != nil {
 			return fmt.Errorf("update container %s: %w", id, err)
 		}
 	}

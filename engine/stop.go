@@ -169,9 +169,13 @@ func (e *Engine) emptyTrash() {
 		return
 	}
 	defer root.Close()
+	var projects []uint32
 	for _, d := range es {
 		disks := filepath.Join(dir, d.Name())
-		err := detachDisks(disks)
+		project, err := e.projects.treeProject(disks)
+		if err == nil {
+			err = detachDisks(disks)
+		}
 		if errors.Is(err, unix.EBUSY) {
 			// The keeper is still unmounting the root above it.
 			for range 100 {
@@ -184,8 +188,14 @@ func (e *Engine) emptyTrash() {
 		if err == nil {
 			err = root.RemoveAll(d.Name())
 		}
+		if err == nil && project != 0 {
+			projects = append(projects, project)
+		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			e.log.Error("empty trash", "name", d.Name(), "error", err)
 		}
+	}
+	if err := e.dropLater(projects); err != nil {
+		e.log.Error("empty trash", "error", err)
 	}
 }

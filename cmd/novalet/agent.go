@@ -258,7 +258,7 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 // engine are the engine's options of these settings.
 func (s *settings) engine(log *slog.Logger) engine.Options {
 	return engine.Options{StateDir: s.stateDir, RunDir: s.runDir, ShimPath: s.shimPath, CgroupRoot: s.cgroupRoot, UIDBase: uint32(s.idBase),
-		UIDMax: imageIDs - 1, MaxInstances: s.maxInstances, Logger: log}
+		UIDMax: imageIDs - 1, MaxInstances: s.maxInstances, RootLimits: s.rootLimits, Logger: log}
 }
 
 // images are the image store's options of these settings.

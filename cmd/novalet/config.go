@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/novalet/novalet/agent"
+	"github.com/novalet/novalet/engine"
 	"github.com/novalet/novalet/internal/keystone"
 	"github.com/novalet/novalet/internal/osloconf"
 	"github.com/novalet/novalet/novadriver"
@@ -46,6 +47,7 @@ type settings struct {
 	keyManager           bool     // it is Barbican
 	barbican             string   // [barbican] barbican_endpoint
 	idBase, maxInstances int
+	rootLimits           engine.RootLimits // [novalet] root_limits
 }
 
 // readSettings reads the files. The error names every option that is missing or wrong, with file and line.
@@ -79,6 +81,8 @@ func readSettings(files, dirs []string) (*settings, error) {
 		s.cgroupRoot = cgroupRootFor(s.stateDir)
 	}
 	s.idBase = cfg.IntRange("novalet", "id_base", 1<<20, 1<<16, 1<<31-1)
+	limits := []string{string(engine.LimitAuto), string(engine.LimitQuota), string(engine.LimitPool)}
+	s.rootLimits = engine.RootLimits(cfg.Choice("novalet", "root_limits", limits[0], limits...))
 	s.maxInstances = cfg.IntRange("novalet", "max_instances", 0, 0, 32000)
 	if cfg.Bool("DEFAULT", "debug", false) {
 		s.logLevel = slog.LevelDebug

@@ -12,6 +12,9 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/engine"
+	"github.com/novalet/novalet/engine/rootfs"
 )
 
 // finding is one line of `novalet doctor`.
@@ -41,7 +44,7 @@ func doctorCommand() *command {
 			if fix && s == nil {
 				return usageError("--fix must know the agent's state: name its --config-file")
 			}
-			found := examine()
+			found := append(examine(), rootLimits(s))
 			for _, f := range found {
 				mark := "ok     "
 				switch {
@@ -125,7 +128,7 @@ func examine() []finding {
 		note = "cgroup v1 or hybrid: limits are set outside, v1 hierarchies never appear inside; starts take longer"
 	}
 	add("cgroups", true, v2 || exists("/sys/fs/cgroup/memory"), note)
-	add("loop devices", false, exists("/dev/loop-control"), "without: root_gb is no hard limit for what an instance writes")
+	add("loop devices", false, exists("/dev/loop-control"), "without: there are no ephemeral disks, and root_gb needs project quota")
 	add("FUSE", false, exists("/dev/fuse"), "")
 	add("TUN", false, exists("/dev/net/tun"), "")
 	add("bridge netfilter", false, exists("/proc/sys/net/bridge/bridge-nf-call-iptables"), "without: security groups of the Linux bridge and hybrid plugs have no effect")
@@ -139,6 +142,36 @@ func examine() []finding {
 	add("swap accounting", false, exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes") || v2 && anyGroup("memory.swap.max"),
 		"without: a flavor's swap is neither limited nor shown (kernel parameter swapaccount=1)")
 	return out
+}
+
+// rootLimits says what will hold a flavor's root_gb for new instances; s is nil without a configuration.
+func rootLimits(s *settings) finding {
+	dir, limits := defaultState, engine.LimitAuto
+	if s != nil {
+		dir, limits = s.stateDir, s.rootLimits
+	}
+	for at := dir; ; at = filepath.Dir(at) {
+		if exists(at) || at == "/" {
+			dir = at
+			break
+		}
+	}
+	q, err := rootfs.OpenQuota(dir)
+	if err == nil {
+		q.Close()
+	}
+	f := finding{what: "project quota", ok: err == nil}
+	switch {
+	case err == nil && limits == engine.LimitPool:
+		f.note = "not used: root_limits is pool, root_gb is held by disks in image files"
+	case err == nil:
+		f.note = "holds root_gb"
+	case limits == engine.LimitQuota:
+		f.need, f.note = true, "root_limits is quota: mount the file system of "+dir+" with prjquota"
+	default:
+		f.note = "without: root_gb is held by disks in image files (XFS and ext4 have it when mounted with prjquota)"
+	}
+	return f
 }
 
 // notifies asks the kernel whether a process can be told of another's system calls.

@@ -147,6 +147,9 @@ func (p *program) condition(c condition) (fails []int) {
 		// Used for small values only: the high word has to be zero.
 		half(high, ^uint32(0), jeq, 0, true)
 		half(low, ^uint32(0), jge, uint32(c.value), false)
+	case specs.OpNotEqual:
+		// Used for what fits the low word only.
+		half(low, uint32(c.mask), jeq, uint32(c.value), false)
 	default:
 		// Not in the base profile: such an alternative never holds.
 		fails = append(fails, p.emit(ja, 0, 0, 0))

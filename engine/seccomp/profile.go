@@ -77,6 +77,14 @@ func (r *rule) always() bool {
 	return slices.ContainsFunc(r.alternatives, func(a []condition) bool { return len(a) == 0 })
 }
 
+// fixAttributes are the requests of ioctl that change a file's attributes. overlayfs passes them on to its upper layer with
+// the rights of who mounted it (ovl_fileattr_set), when it has copied the file up from a layer where it had no project: so
+// an owner could put files into project 0, or have a directory no longer pass its project on.
+var fixAttributes = []uint64{
+	0x40086602, // FS_IOC_SETFLAGS
+	0x401c5820, // FS_IOC_FSSETXATTR
+}
+
 // rules joins the base profile and the lists: what the map lacks is refused with EPERM if the kernel interface is
 // older than these tables, and with ENOSYS if it is newer.
 func rules(kind Kind) (map[uint32]*rule, error) {
@@ -159,11 +167,21 @@ func hasAny(have, want []string) bool {
 	return false
 }
 
-// Program returns the filter of a kind as the bytes of an array of struct sock_filter, in this machine's byte order.
-func Program(kind Kind) ([]byte, error) {
+// Program returns the filter of a kind as the bytes of an array of struct sock_filter, in this machine's byte order. With
+// fixed, file attributes (chattr) cannot be changed, as on a file system that has none: EOPNOTSUPP.
+func Program(kind Kind, fixed bool) ([]byte, error) {
 	r, err := rules(kind)
 	if err != nil {
 		return nil, err
+	}
+	if fixed {
+		var allowed []condition
+		for _, request := range fixAttributes {
+			// The kernel looks at the low half alone.
+			allowed = append(allowed, condition{arg: 1, op: specs.OpNotEqual, value: request, mask: 1<<32 - 1})
+		}
+		r[numbers["ioctl"]] = &rule{alternatives: [][]condition{allowed}, errno: uint16(unix.EOPNOTSUPP)}
+		r[numbers["file_setattr"]] = &rule{errno: uint16(unix.EOPNOTSUPP)}
 	}
 	return assemble(r)
 }
@@ -198,7 +216,7 @@ func (r *rule) holds(args [6]uint64) bool {
 	return slices.ContainsFunc(r.alternatives, func(alt []condition) bool {
 		return !slices.ContainsFunc(alt, func(c condition) bool {
 			v := args[c.arg] & c.mask
-			return !(c.op == specs.OpEqualTo && v == c.value || c.op == specs.OpLessThan && v < c.value)
+			return !(c.op == specs.OpEqualTo && v == c.value || c.op == specs.OpNotEqual && v != c.value || c.op == specs.OpLessThan && v < c.value)
 		})
 	})
 }

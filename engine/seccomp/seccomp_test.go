@@ -57,7 +57,7 @@ func TestProgramAgreesWithRules(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		prog, err := Program(kind)
+		prog, err := Program(kind, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +124,7 @@ func TestProfiles(t *testing.T) {
 		{"personality", [6]uint64{0x0400000}, eperm, eperm},
 	} {
 		for kind, want := range map[Kind]uint32{Application: c.app, Machine: c.machine} {
-			prog, err := Program(kind)
+			prog, err := Program(kind, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,9 +135,30 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
+// TestFixedAttributes: requests that change file attributes are refused whatever the half of the argument says that the kernel
+// does not look at; others are not.
+func TestFixedAttributes(t *testing.T) {
+	fixed := errnoAction(uint16(unix.EOPNOTSUPP))
+	for _, kind := range []Kind{Application, Machine} {
+		prog, err := Program(kind, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for request, want := range map[uint64]uint32{0x40086602: fixed, 0x401c5820: fixed, 7<<32 | 0x401c5820: fixed,
+			unix.TCGETS: unix.SECCOMP_RET_ALLOW, 0x80086601: unix.SECCOMP_RET_ALLOW, 0x801c581f: unix.SECCOMP_RET_ALLOW} {
+			if got := run(t, prog, audit[runtime.GOARCH], numbers["ioctl"], [6]uint64{3, request}); got != want {
+				t.Errorf("kind %d: request %#x gives %#x, want %#x", kind, request, got, want)
+			}
+		}
+		if got := run(t, prog, audit[runtime.GOARCH], numbers["file_setattr"], [6]uint64{}); got != fixed {
+			t.Errorf("kind %d: file_setattr gives %#x", kind, got)
+		}
+	}
+}
+
 func TestForeignCallsDoNotExist(t *testing.T) {
 	enosys := errnoAction(uint16(unix.ENOSYS))
-	prog, err := Program(Machine)
+	prog, err := Program(Machine, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ mount -t overlay -o lowerdir=/t/src,upperdir=/root/upper,workdir=/root/work over
 install -m 755 /t/go-command /usr/local/bin/go
 mkdir /root/src/bin && ln -s /t/novalet /root/src/bin/novalet
 export NOVALET_DEMO="bin/novalet demo --images /t/images --timeout 20m"
-export NOVALET_SYSTEMD_TESTS=1 NOVALET_TEST_IMAGE=/t/images/web.tar NOVALET_UPGRADE=/t/upgrade
+export NOVALET_QUOTA_TESTS=1 NOVALET_SYSTEMD_TESTS=1 NOVALET_TEST_IMAGE=/t/images/web.tar NOVALET_UPGRADE=/t/upgrade
 [ ! -d /t/install ] || tar -C /t/install -cf - . | tar -C / --keep-directory-symlink -xf -
 modprobe openvswitch
 export NOVALET_OVS_DATAPATH=system
