@@ -289,17 +289,19 @@ func probeOne(nr int, patience time.Duration) string {
 	cmd := exec.Command("/proc/self/exe", "call", strconv.Itoa(nr))
 	// A call that forks leaves a copy that may hold the pipe open.
 	cmd.WaitDelay = 100 * time.Millisecond
-	out := make(chan string, 1)
-	go func() {
-		b, _ := cmd.Output()
-		out <- strings.TrimSpace(string(b))
-	}()
+	var out strings.Builder
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		return err.Error()
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
 	select {
-	case s := <-out:
-		return strings.TrimSuffix(s, "\ndone")
+	case <-done:
+		return strings.TrimSuffix(strings.TrimSpace(out.String()), "\ndone")
 	case <-time.After(patience):
 		cmd.Process.Kill()
-		<-out
+		<-done
 		return "blocks"
 	}
 }
