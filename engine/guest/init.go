@@ -57,10 +57,15 @@ func Init() int {
 	// While nobody waits for it: the runtime takes some milliseconds to ask for all signals.
 	sigs := make(chan os.Signal, 64)
 	signal.Notify(sigs)
+	baseErr := enterBase()
 	var cfg wire.InitConfig
 	fds, err := c.Recv(&cfg)
 	if err != nil {
 		return 125 // never started
+	}
+	if baseErr != nil {
+		report(c, baseErr)
+		return 125
 	}
 	code, err := run(c, &cfg, fds, sigs)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	newRoot = "/new" // directories of the keeper's own root
-	viewDir = "/view"
+	newRoot = "/new" // directories of the base
+	viewDir = hostDir + "/view"
 
 	noExec  = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 	noSetID = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
@@ -49,7 +49,7 @@ func (r *root) build() error {
 	if err := unix.MoveMount(r.fd, "", unix.AT_FDCWD, newRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach root: %w", err)
 	}
-	for _, step := range []func() error{r.writeFiles, r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.makeRun, r.maskAll, r.showBlocks, r.showView, r.makeTrees, r.showRescue, r.showDisks, r.pivot} {
+	for _, step := range []func() error{r.writeFiles, r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.makeRun, r.maskAll, r.showBlocks, r.showView, r.makeTrees, r.showRescue, r.showDisks, r.enter} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -407,24 +407,13 @@ func (r *root) showRescue() error {
 	return mnt.Attach(r.rescue, at)
 }
 
-// pivot makes the new tree the root and drops the keeper's.
-func (r *root) pivot() error {
-	dir, err := unix.Open(newRoot, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open new root: %w", err)
-	}
-	defer unix.Close(dir)
-	if err := unix.Fchdir(dir); err != nil {
-		return fmt.Errorf("enter new root: %w", err)
-	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("drop old root: %w", err)
+// enter makes the new tree the root.
+func (r *root) enter() error {
+	if err := leaveBase(); err != nil {
+		return err
 	}
 	for _, fd := range []int{r.fd, r.dev, r.proc, r.sys} {
 		unix.Close(fd)
 	}
-	return unix.Chdir("/")
+	return nil
 }
