@@ -282,11 +282,16 @@ func (b *bench) run(rounds, batches, many int, idle time.Duration, out string) e
 		_, err := r.Save(out)
 		return err
 	}
+	// A round that fails is the last one; the rows that do not hang on it are measured all the same.
+	var failed error
 	// The first boot of each fetches the image and fills caches: it is not counted.
 	for i := -1; i < rounds; i++ {
 		one := series{}
-		if err := b.round(one); err != nil {
-			return errors.Join(err, keep())
+		if failed = b.round(one); failed != nil {
+			failed = fmt.Errorf("round %d of %d: %w", i+1, rounds, failed)
+			fmt.Fprintln(os.Stderr, "bench boot:", failed)
+			failed = errors.Join(failed, b.removeAll("bench"))
+			break
 		}
 		if i >= 0 {
 			s.append(one)
@@ -299,7 +304,12 @@ func (b *bench) run(rounds, batches, many int, idle time.Duration, out string) e
 	for i := range batches {
 		one := series{}
 		if err := b.batch(one); err != nil {
-			r.Missing["concurrent20_nonet"] = fmt.Sprintf("batch %d of %d: %v", i+1, batches, err)
+			err = fmt.Errorf("batch %d of %d: %w", i+1, batches, err)
+			fmt.Fprintln(os.Stderr, "bench boot:", err)
+			if i == 0 {
+				r.Missing["concurrent20_nonet"] = err.Error()
+			}
+			failed = errors.Join(failed, err, b.removeAll("bench"))
 			break
 		}
 		s.append(one)
@@ -335,7 +345,7 @@ func (b *bench) run(rounds, batches, many int, idle time.Duration, out string) e
 		b.peerRequests = peer
 	}
 	b.rows(r, s)
-	return r.Write(os.Stdout, out)
+	return errors.Join(failed, r.Write(os.Stdout, out))
 }
 
 // round boots and deletes one server without and one with a network on each contender.
