@@ -29,6 +29,8 @@ save() {
     : >"$B/absent"
     local d
     for d in $OVSRUN $OVNRUN /run/netns; do [ -e "$d" ] || echo "$d" >>"$B/absent"; done
+    # ip-netns mounts its folder over itself.
+    mountpoint -q /run/netns || touch "$B/netns-plain"
     settings >"$B/settings.new" && mv "$B/settings.new" "$B/settings"
 }
 
@@ -128,10 +130,11 @@ restore() {
     comm -13 "$B/tables" <(tables) | while read -r f v; do
         nft list table "$f" "$v" | awk '$1 == "chain" {n++} /type .* hook .* policy accept;/ {h++} /^\t\t/ && !/hook/ {r++} END {exit !(n == h && !r)}' && nft delete table "$f" "$v"
     done
+    # It stays as long as anybody's name space is there.
+    if [ -e "$B/netns-plain" ] && [ -z "$(ls -A /run/netns 2>/dev/null)" ]; then umount /run/netns 2>/dev/null; fi
     while read -r f; do
         case $f in
-            # ip-netns mounts its folder over itself; it stays as long as anybody's name space is there.
-            /run/netns) [ -z "$(ls -A /run/netns 2>/dev/null)" ] && { umount /run/netns 2>/dev/null; rmdir /run/netns 2>/dev/null; } ;;
+            /run/netns) rmdir /run/netns 2>/dev/null ;;
             *) rm -rf "$f" ;;
         esac
     done <"$B/absent"
