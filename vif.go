@@ -181,6 +181,9 @@ type VIFPlugger interface {
 	// Configure makes a plug follow its port's addresses after they changed: those inside, and the routes, of a Static one,
 	// and on the host what keeps an instance from speaking under others.
 	Configure(ctx context.Context, r *PlugRequest) error
+	// Cut lets nothing pass the host side any more, which stays where it is: Neutron's agents do not see it go. What comes
+	// next is Unplug, or Plug, which mends it. Nil when nothing is there.
+	Cut(ctx context.Context, instanceUUID string, vif *VIF) error
 	// Unplug removes the host side. Nil when nothing is there. It does not wait for the kernel to free the device.
 	Unplug(ctx context.Context, instanceUUID string, vif *VIF) error
 	// Park keeps the host side of a VIF wired while the instance does not run: the inner end leaves the namespace, which

@@ -80,7 +80,15 @@ func TestBootThenDelete(t *testing.T) {
 // What an order protects: an address is given away only when nothing on this host uses it any more, a host's resources
 // only when they are free, and the row goes last, so that whoever saw the server go finds its ports gone.
 func TestDeleteOrder(t *testing.T) {
-	l := newLab(t)
+	t.Run("cut", func(t *testing.T) { testDeleteOrder(t, newLab(t)) })
+	t.Run("unplugged where it cannot be cut", func(t *testing.T) {
+		l := newLab(t)
+		l.h.Faults.Fail("VIFPlugger.Cut", novalet.ErrTryAgain, -1)
+		testDeleteOrder(t, l)
+	})
+}
+
+func testDeleteOrder(t *testing.T, l *lab) {
 	uuid := l.boot()
 	var mu sync.Mutex
 	seen := map[string]bool{}
@@ -93,16 +101,18 @@ func TestDeleteOrder(t *testing.T) {
 		seen[name] = true
 		switch name {
 		case "NetworkAPI.Deallocate":
-			if plugs := l.world.Plugs(uuid); len(plugs) > 0 {
-				t.Errorf("ports are freed while %v is plugged", plugs)
+			for id, p := range l.world.Plugs(uuid) {
+				if !p.Cut {
+					t.Errorf("port %s is freed while traffic passes it", id)
+				}
 			}
 		case "Placement.DeleteAllocation":
 			if s := l.world.State(uuid); s != "" {
 				t.Errorf("the allocation is freed while the container is %s", s)
 			}
 		case "Conductor.DestroyInstance":
-			if ports := l.world.Ports(uuid); len(ports) > 0 || l.world.State(uuid) != "" {
-				t.Errorf("the row goes before ports %v or the container", ports)
+			if ports, plugs := l.world.Ports(uuid), l.world.Plugs(uuid); len(ports) > 0 || len(plugs) > 0 || l.world.State(uuid) != "" {
+				t.Errorf("the row goes before ports %v, plugs %v or the container", ports, plugs)
 			}
 		}
 	})

@@ -297,7 +297,7 @@ func TestDeleteDuringBuild(t *testing.T) {
 
 // Each step of a delete fails once in a passing way, or the agent is killed at it: in the end nothing is left.
 func TestDeleteIsFinished(t *testing.T) {
-	steps := []string{"Runtime.Destroy", "ImageStore.Release", "VIFPlugger.Unplug", "NetworkAPI.Deallocation", "NetworkAPI.Deallocate", "Conductor.DeleteVIFs",
+	steps := []string{"Runtime.Destroy", "ImageStore.Release", "VIFPlugger.Cut", "VIFPlugger.Unplug", "NetworkAPI.Deallocation", "NetworkAPI.Deallocate", "Conductor.DeleteVIFs",
 		"Conductor.SaveInstance", "Conductor.DestroyInstance", "Placement.DeleteAllocation"}
 	for _, step := range steps {
 		for _, phase := range []fake.Phase{fake.Before, fake.After} {
@@ -325,7 +325,7 @@ func TestDeleteIsFinished(t *testing.T) {
 func TestDeleteWithoutNeutron(t *testing.T) {
 	l := newLab(t)
 	uuid := l.boot()
-	for _, call := range []string{"NetworkAPI.Deallocate", "Placement.DeleteAllocation", "ImageStore.Release", "VIFPlugger.Unplug"} {
+	for _, call := range []string{"NetworkAPI.Deallocate", "Placement.DeleteAllocation", "ImageStore.Release", "VIFPlugger.Cut", "VIFPlugger.Unplug"} {
 		l.h.Faults.Fail(call, novalet.ErrTryAgain, -1)
 	}
 	l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})

@@ -21,6 +21,17 @@ func (a *Agent) unplugAll(ctx context.Context, uuid string, info novalet.Network
 	return errors.Join(errs...)
 }
 
+// cutAll lets nothing pass the interfaces any more.
+func (a *Agent) cutAll(ctx context.Context, uuid string, info novalet.NetworkInfo) error {
+	var errs []error
+	for i := range info {
+		if err := a.plugger.Cut(ctx, uuid, &info[i]); err != nil {
+			errs = append(errs, fmt.Errorf("cut vif %s: %w", info[i].ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // plugAll plugs the interfaces, all at once.
 func (a *Agent) plugAll(ctx context.Context, in *instance, info novalet.NetworkInfo, netns string, static bool) error {
 	requests := in.plugRequests(info, netns, static)

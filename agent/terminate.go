@@ -25,8 +25,9 @@ const freePortsTime = 20 * time.Second
 // terminate is terminate_instance. It stands at the head of the queue: what ran was ended by Submit. It is no error if
 // the instance is already gone, here or in Nova.
 //
-// The host's side of the interfaces is unplugged before the ports are freed, so that an address given to somebody
-// else is never used by two. The ports and the container go side by side; Neutron is asked for the ports meanwhile. What
+// The host's side of the interfaces is cut before the ports are freed, so that an address given to somebody else is never
+// used by two, and unplugged after: of a port that Neutron still has, it would note first that it is down, and tell Nova,
+// just while it is to delete it. The ports and the container go side by side; Neutron is asked for the ports meanwhile. What
 // the instance took in Placement goes once the container has ended. Then the row goes, and after it what is read by nobody
 // who waits for the delete: its last state, the rows of its interfaces, ports that nobody here has heard of.
 func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operation) error {
@@ -125,8 +126,8 @@ func (in *instance) forgetHere(left *pending) {
 	})
 }
 
-// dropInterfaces unplugs the host's side of the interfaces, then frees the ports, with a bound on the time that a delete
-// waits for Neutron. It notes what is left of each, and tells whether there may be ports that it did not know of.
+// dropInterfaces cuts the host's side of the interfaces, frees the ports, with a bound on the time that a delete waits for
+// Neutron, and unplugs. It notes what is left of each, and tells whether there may be ports that it did not know of.
 func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo, left *pending) (unsure bool) {
 	portsCtx, cancel := context.WithTimeout(ctx, freePortsTime)
 	defer cancel()
@@ -139,15 +140,17 @@ func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc 
 			free, err = f.Deallocation(portsCtx, rc, inst, left.Info)
 		})
 	}
-	done := t.start("unplug")
-	if uerr := a.unplugAll(ctx, in.uuid, info); uerr != nil {
-		in.log.Warn("interfaces stay plugged", "err", uerr)
-		left.Plugs = true
+	unplug := func() error {
+		defer t.start("unplug")()
+		return a.unplugAll(ctx, in.uuid, info)
 	}
-	done()
+	if cerr := a.cutAll(ctx, in.uuid, info); cerr != nil {
+		in.log.Warn("interfaces are not cut", "err", cerr)
+		_ = unplug() // tried again below
+	}
 	finding.Wait()
 	if err == nil {
-		done = t.start("free_ports")
+		done := t.start("free_ports")
 		unsure, err = free(portsCtx)
 		done()
 	}
@@ -155,6 +158,10 @@ func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc 
 		in.log.Warn("ports are not freed yet", "err", err)
 	}
 	left.Ports = err != nil
+	if err := unplug(); err != nil {
+		in.log.Warn("interfaces stay plugged", "err", err)
+		left.Plugs = true
+	}
 	return unsure
 }
 

@@ -234,6 +234,22 @@ func (p *Plugger) Configure(_ context.Context, r *novalet.PlugRequest) error {
 	return nil
 }
 
+// Cut implements novalet.VIFPlugger: the host's end of the pair goes down, which no guest can undo from its own.
+func (p *Plugger) Cut(_ context.Context, instanceUUID string, vif *novalet.VIF) error {
+	if !uuidRE.MatchString(vif.ID) {
+		return fmt.Errorf("cut vif %.40q: no uuid", vif.ID)
+	}
+	defer p.locks.lock(vif.ID)()
+	link, err := p.link(tapName(vif.ID))
+	if err == nil && link != nil && mine(link.Attrs().Alias, instanceUUID, vif.ID) {
+		err = p.h.LinkSetDown(link)
+	}
+	if err != nil && !gone(err) {
+		return fmt.Errorf("cut vif %s: %w", vif.ID, err)
+	}
+	return nil
+}
+
 // Unplug implements novalet.VIFPlugger.
 func (p *Plugger) Unplug(ctx context.Context, instanceUUID string, vif *novalet.VIF) error {
 	if !uuidRE.MatchString(vif.ID) {

@@ -244,10 +244,12 @@ func VIFPlugger(t *testing.T, fixture func(t *testing.T) *PlugFixture) {
 		if _, ok := stats[f.VIF.ID]; err != nil || !ok {
 			t.Errorf("stats %v, %v", stats, err)
 		}
+		twice(t, "cut", func() error { return f.Plugger.Cut(ctx, f.InstanceUUID, f.VIF) })
 		twice(t, "unplug", func() error { return f.Plugger.Unplug(ctx, f.InstanceUUID, f.VIF) })
 	})
 	t.Run("unplug of nothing", func(t *testing.T) {
 		f, ctx := fixture(t), testContext(t)
+		twice(t, "cut", func() error { return f.Plugger.Cut(ctx, f.InstanceUUID, f.VIF) })
 		twice(t, "unplug", func() error { return f.Plugger.Unplug(ctx, f.InstanceUUID, f.VIF) })
 	})
 	t.Run("binding failed", func(t *testing.T) {

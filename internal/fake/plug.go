@@ -18,6 +18,7 @@ type Plug struct {
 	Address  string // configured inside
 	Replaced int    // times it was plugged
 	Silent   bool
+	Cut      bool
 }
 
 type plugState struct {
@@ -75,6 +76,7 @@ func (p *Plugger) Plug(ctx context.Context, r *novalet.PlugRequest) error {
 	}
 	pl.NetNS, pl.Index, pl.Static = r.NetNS, r.Index, r.Static
 	pl.Replaced++
+	pl.Cut = false
 	if r.Static {
 		pl.Address = addresses(r.VIF)
 	}
@@ -113,6 +115,19 @@ func (p *Plugger) Configure(ctx context.Context, r *novalet.PlugRequest) error {
 		return fmt.Errorf("configure vif %s: %w", r.VIF.ID, novalet.ErrNotFound)
 	}
 	return p.f.leave(ctx, "VIFPlugger.Configure")
+}
+
+// Cut implements novalet.VIFPlugger: the plug and the port's state stay.
+func (p *Plugger) Cut(ctx context.Context, uuid string, vif *novalet.VIF) error {
+	if err := p.f.enter(ctx, "VIFPlugger.Cut"); err != nil {
+		return err
+	}
+	p.vmu.Lock()
+	if pl := p.plugs[uuid][vif.ID]; pl != nil {
+		pl.Cut = true
+	}
+	p.vmu.Unlock()
+	return p.f.leave(ctx, "VIFPlugger.Cut")
 }
 
 // Unplug implements novalet.VIFPlugger.
