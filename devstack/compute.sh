@@ -31,6 +31,18 @@ start_novalet() {
 # The agent alone: its instances live in sessions of their own and stay.
 stop_novalet() { stop novalet 60; }
 
+kill9_novalet() {
+    local p end=$((SECONDS + 60))
+    p=$(pid_of novalet) || die "novalet does not run"
+    kill -KILL "$p"
+    while running novalet; do
+        [ $SECONDS -lt $end ] || die "novalet ($p) does not end"
+        sleep 0.05
+    done
+    rm -f "$RUN"/novalet.{pid,start}
+    say "   killed novalet ($p)"
+}
+
 start_stock() {
     local d=$STATE/nova-$host c=$ETC/nova-compute-$host.conf
     mkdir -p "$d"/{instances,lock}
@@ -57,7 +69,7 @@ case $action-$kind in
     wait-stock)      mapped "$host" "$name" ;;
     stop-novalet)    stop_novalet ;;
     restart-novalet) stop_novalet; start_novalet ;;
-    kill9-novalet)   p=$(pid_of novalet) || die "novalet does not run"; kill -KILL "$p"; rm -f "$RUN"/novalet.{pid,start}; say "   killed novalet ($p)" ;;
+    kill9-novalet)   kill9_novalet ;;
     start-stock)     start_stock "${4-fake.FakeDriver}" ;;
     stop-stock)      stop "$name" 40; stop "fake-l2-$host" 5
                      "$PYTHON" "$HERE/bootstrap.py" forget "$PASSWORD_FILE" "$host" || say "   Nova keeps the records of $host" ;;

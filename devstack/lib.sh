@@ -24,10 +24,12 @@ lock() {
 # NAME.pid holds the pid, NAME.start when it began (clock ticks since boot): after a reboot or a wrap the same
 # pid is another process.
 starttime() { awk '{sub(/.*\) /, ""); print $20}' "/proc/$1/stat" 2>/dev/null; }
+# A process has its files, and their locks, until its last thread has ended; the first may be a zombie before.
+lives() { cat "/proc/$1/task/"*/stat 2>/dev/null | awk '{sub(/.*\) /, ""); if ($1 !~ /^[ZX]/) n++} END {exit !n}'; }
 pid_of() {
     local p t
     read -r p 2>/dev/null <"$RUN/$1.pid" && read -r t 2>/dev/null <"$RUN/$1.start" || return 1
-    [ -n "$t" ] && [ "$(starttime "$p")" = "$t" ] && [ "$(awk '{sub(/.*\) /, ""); print $1}' "/proc/$p/stat" 2>/dev/null)" != Z ] && echo "$p"
+    [ -n "$t" ] && [ "$(starttime "$p")" = "$t" ] && lives "$p" && echo "$p"
 }
 running() { pid_of "$1" >/dev/null; }
 
