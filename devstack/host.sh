@@ -23,6 +23,9 @@ settings() {
     return 0
 }
 
+# mount_of DIRECTORY: the number of the mount it is on. mountpoint(1) also knows those that another one covers.
+mount_of() { awk '$1 == "mnt_id:" {print $2}' /proc/self/fdinfo/0 <"$1"; }
+
 save() {
     [ -e "$B/settings" ] && return 0
     tables >"$B/tables"
@@ -30,7 +33,7 @@ save() {
     local d
     for d in $OVSRUN $OVNRUN /run/netns; do [ -e "$d" ] || echo "$d" >>"$B/absent"; done
     # ip-netns mounts its folder over itself.
-    mountpoint -q /run/netns || touch "$B/netns-plain"
+    if ! [ -e /run/netns ] || [ "$(mount_of /run/netns)" = "$(mount_of /run)" ]; then touch "$B/netns-plain"; fi
     settings >"$B/settings.new" && mv "$B/settings.new" "$B/settings"
 }
 
