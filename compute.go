@@ -163,6 +163,11 @@ type HostResources struct {
 	DiskFreeGB int64
 	Arch       string // Nova's word: x86_64, aarch64
 	CPUInfo    map[string]any
+	// PCIDevices are those that instances may have, PCIClaims those that instances have. PCI says that the operator has
+	// named any at all.
+	PCI        bool
+	PCIDevices []PCIDevice
+	PCIClaims  []PCIClaim
 }
 
 // Compute is what Nova's bus asks of this host. Served by agent, called by novadriver. No method waits for an

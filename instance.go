@@ -123,6 +123,8 @@ type Instance struct {
 	Flavor           Flavor            `json:"flavor"`
 	NetworkInfo      NetworkInfo       `json:"network_info,omitempty"` // as cached by Nova, in request order
 	KeyPairs         []KeyPair         `json:"keypairs,omitempty"`
+	// PCIRequests are the devices that it needs; only the message of a build is sure to tell.
+	PCIRequests []PCIRequest `json:"pci_requests,omitempty"`
 	// TrustedCertificates are the ids of trusted_image_certificates; nil is not known, since most messages leave them out.
 	TrustedCertificates []string `json:"trusted_certificates,omitzero"`
 	// Wire is the versioned object as it came; opaque outside novadriver.

@@ -29,6 +29,9 @@ type VIF struct {
 	PreserveOnDelete bool                       `json:"preserve_on_delete"`
 	DelegateCreate   bool                       `json:"delegate_create"`
 	Meta             map[string]json.RawMessage `json:"meta"`
+	// Device is the device of the host that the instance was given for this port, where its binding needs one. It is the
+	// agent's own knowledge: what Neutron says in the profile is told by others.
+	Device *PCIDevice `json:"-"`
 }
 
 // VIFNetwork is the network a VIF is on.
@@ -118,6 +121,8 @@ type NetworkRequest struct {
 	Address   string `json:"address,omitempty"`    // fixed IP asked for
 	PortID    string `json:"port_id,omitempty"`
 	Tag       string `json:"tag,omitempty"`
+	// Device was claimed for this port.
+	Device *PCIDevice `json:"-"`
 }
 
 // AllocateRequest asks for the ports of an instance.

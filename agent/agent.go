@@ -118,6 +118,8 @@ type Options struct {
 	Network   novalet.NetworkAPI
 	Plugger   novalet.VIFPlugger
 	Runtime   novalet.Runtime
+	// PCI finds the devices that instances may have; nil is none.
+	PCI novalet.PCIDevices
 	// Notifier tells others than Nova what happens; nil tells nobody.
 	Notifier novalet.Notifier
 
@@ -143,7 +145,8 @@ type Agent struct {
 	network   novalet.NetworkAPI
 	plugger   novalet.VIFPlugger
 	runtime   novalet.Runtime
-	notifier  novalet.Notifier // may be nil
+	notifier  novalet.Notifier   // may be nil
+	pci       novalet.PCIDevices // may be nil
 
 	store     *store
 	events    *eventTable
@@ -158,6 +161,7 @@ type Agent struct {
 	wg     sync.WaitGroup
 
 	cpuMu sync.Mutex // held while host CPUs are handed out
+	pciMu sync.Mutex // held while devices are handed out
 
 	mu        sync.Mutex
 	instances map[string]*instance
@@ -181,11 +185,12 @@ func Open(o Options) (*Agent, error) {
 	a := &Agent{
 		host: o.Host, dir: o.InstancesDir, cfg: o.Config, log: o.Logger, now: o.Now,
 		conductor: o.Conductor, placement: o.Placement, images: o.Images,
-		network: o.Network, plugger: o.Plugger, runtime: o.Runtime, notifier: o.Notifier,
+		network: o.Network, runtime: o.Runtime, notifier: o.Notifier, pci: o.PCI,
 		events: newEventTable(), timings: newTimingTable(), instances: map[string]*instance{},
 		builds: newSemaphore(o.Config.MaxConcurrentBuilds), snapshots: newSemaphore(o.Config.MaxConcurrentSnapshots),
 		repairs: newSemaphore(4),
 	}
+	a.plugger = &devicePlugger{o.Plugger, a}
 	if a.dir == "" {
 		a.dir = o.StateDir
 	}

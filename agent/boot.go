@@ -202,6 +202,7 @@ func (b *boot) registerUndo() {
 	b.undo.Add("image", func(ctx context.Context) error { return a.images.Release(ctx, in.uuid) })
 	b.undo.Add("plugs", func(ctx context.Context) error { return a.unplugAll(ctx, in.uuid, b.info) })
 	b.undo.Add("container", func(ctx context.Context) error {
+		a.retrieveDevices(ctx, in, b.info)
 		return a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{})
 	})
 	if b.inst == nil {
@@ -222,10 +223,12 @@ func (b *boot) possible() error {
 	return nil
 }
 
-// claim takes host CPUs when the flavor asks for its own. Everything else Placement has counted.
+// claim takes host CPUs when the flavor asks for its own, and devices. Everything else Placement has counted.
 func (b *boot) claim() error {
-	_, err := b.a.claimCPUs(b.in)
-	return err
+	if _, err := b.a.claimCPUs(b.in); err != nil {
+		return err
+	}
+	return b.a.claimPCI(b.in, b.inst.PCIRequests)
 }
 
 func (b *boot) cpuSet() string {

@@ -24,7 +24,7 @@ func (b *boot) allocate(ctx context.Context) error {
 	var info novalet.NetworkInfo
 	err := patiently(ctx, func(ctx context.Context) (err error) {
 		info, err = b.a.network.Allocate(ctx, &novalet.AllocateRequest{Context: b.op.Context, Instance: b.in.view(),
-			Networks: b.args.RequestedNetworks, SecurityGroups: b.args.SecurityGroups})
+			Networks: b.in.withDevices(b.args.RequestedNetworks), SecurityGroups: b.args.SecurityGroups})
 		return err
 	})
 	if err != nil {

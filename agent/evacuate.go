@@ -38,6 +38,7 @@ func (a *Agent) evacuateHere(ctx context.Context, in *instance, op *novalet.Oper
 	}
 	inst := in.view()
 	left := &pending{Context: op.Context, Info: inst.NetworkInfo}
+	a.retrieveDevices(a.ctx, in, inst.NetworkInfo)
 	left.Container = a.runtime.Destroy(a.ctx, in.uuid, novalet.DestroyOptions{}) != nil
 	left.Plugs = a.unplugAll(a.ctx, in.uuid, inst.NetworkInfo) != nil
 	left.Image = a.images.Release(a.ctx, in.uuid) != nil

@@ -89,7 +89,10 @@ func (a *Agent) expectPlugged(uuid string, info novalet.NetworkInfo) []*waiter {
 		return nil
 	}
 	for i := range info {
-		if !info[i].Active {
+		// Neutron's agent takes a card's function for wired when its interface is in no namespace of the host at all, as in a
+		// virtual machine (eswitch_manager.py, is_assigned_vf_direct): it never tells of one in a container. The card is
+		// set up by the plug.
+		if !info[i].Active && info[i].VNICType != "direct" {
 			ws = append(ws, a.events.expect(uuid, "network-vif-plugged", info[i].ID))
 		}
 	}
@@ -325,8 +328,11 @@ func (a *Agent) vifDeleted(rc novalet.RequestContext, in *instance, port string)
 	if lost == nil || !resident || inst.TaskState == novalet.TaskDeleting {
 		return
 	}
+	a.retrieveDevices(ctx, in, novalet.NetworkInfo{*lost})
 	if err := a.plugger.Unplug(ctx, in.uuid, lost); err != nil {
 		in.log.Warn("deleted port stays plugged", "vif", port, "err", err)
+	} else {
+		a.dropClaim(in, port)
 	}
 	if err := a.putNetworkInfo(ctx, in, rc, info); err != nil && ctx.Err() == nil {
 		in.log.Warn("deleted port stays listed", "vif", port, "err", err)

@@ -94,6 +94,9 @@ func (b *boot) fail(ctx context.Context, f *failure, cause error) error {
 		r.Resident, r.Allocated, r.Failed, r.CPUSet = false, false, nil, ""
 		r.Instance.NetworkInfo, r.Instance.Host, r.Instance.Node = nil, "", ""
 		r.Build, r.Image = nil, nil
+		if !left.Plugs {
+			r.PCI = nil
+		}
 		if !f.Quiet && !f.Reschedule {
 			r.Instance.VMState, r.Instance.TaskState = novalet.VMError, novalet.TaskNone
 		}

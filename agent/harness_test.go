@@ -34,6 +34,7 @@ type lab struct {
 	agent *Agent
 	h     *fake.Handle
 	told  fake.Notifier
+	pci   novalet.PCIDevices
 	next  int
 }
 
@@ -68,7 +69,7 @@ func (l *lab) tryOpen() error {
 	a, err := Open(Options{Host: testHost, StateDir: l.dir, Config: l.cfg,
 		Logger:    testLogger(),
 		Conductor: l.h.Conductor, Placement: l.h.Placement, Images: l.h.Images, Network: l.h.Network,
-		Plugger: l.h.Plugger, Runtime: l.h.Runtime, Notifier: &l.told, BootID: func() (string, error) { return l.world.BootID(), nil }})
+		Plugger: l.h.Plugger, PCI: l.pci, Runtime: l.h.Runtime, Notifier: &l.told, BootID: func() (string, error) { return l.world.BootID(), nil }})
 	if err != nil {
 		return err
 	}

@@ -33,8 +33,13 @@ func (a *Agent) AttachInterface(ctx context.Context, r *novalet.InterfaceRequest
 // attach makes one more port and plugs it. The caller holds the list of interfaces.
 func (a *Agent) attach(ctx context.Context, in *instance, r *novalet.InterfaceRequest) (*novalet.VIF, error) {
 	inst := in.view()
-	added, err := a.network.Allocate(ctx, &novalet.AllocateRequest{Context: r.Context, Instance: inst, Networks: []novalet.NetworkRequest{r.Network}, Attach: true})
+	if err := a.claimForPort(ctx, in, r.Context, r.Network.PortID); err != nil {
+		return nil, err
+	}
+	added, err := a.network.Allocate(ctx, &novalet.AllocateRequest{Context: r.Context, Instance: inst,
+		Networks: in.withDevices([]novalet.NetworkRequest{r.Network}), Attach: true})
 	if err != nil {
+		a.dropClaim(in, r.Network.PortID)
 		return nil, fmt.Errorf("allocate port: %w", err)
 	}
 	if len(added) != 1 {
@@ -44,7 +49,12 @@ func (a *Agent) attach(ctx context.Context, in *instance, r *novalet.InterfaceRe
 	info := append(slices.Clone(inst.NetworkInfo), *vif)
 	if err := a.plugNew(ctx, in, info, vif); err != nil {
 		after := context.WithoutCancel(ctx)
-		err = errors.Join(err, a.plugger.Unplug(after, in.uuid, vif), a.network.Release(after, r.Context, inst, vif))
+		a.retrieveDevices(after, in, added)
+		uerr := a.plugger.Unplug(after, in.uuid, vif)
+		if uerr == nil {
+			a.dropClaim(in, vif.ID)
+		}
+		err = errors.Join(err, uerr, a.network.Release(after, r.Context, inst, vif))
 		f := novalet.Faultf(novalet.ErrAbort, "InterfaceAttachFailed", "Failed to attach network adapter device to %s", in.uuid)
 		f.Details = map[string]any{"instance_uuid": in.uuid}
 		f.Err = err
@@ -103,6 +113,7 @@ func (a *Agent) detachInterface(ctx context.Context, in *instance, op *novalet.O
 		return f
 	}
 	vif := inst.NetworkInfo[i]
+	a.retrieveDevices(ctx, in, inst.NetworkInfo[i:i+1])
 	if err := a.plugger.Unplug(ctx, in.uuid, &vif); err != nil {
 		return fmt.Errorf("unplug vif %s: %w", vif.ID, err)
 	}
@@ -115,6 +126,7 @@ func (a *Agent) detachInterface(ctx context.Context, in *instance, op *novalet.O
 	if err != nil && !errors.Is(err, novalet.ErrNotFound) {
 		in.log.Warn("interface row stays", "vif", vif.ID, "err", err)
 	}
+	a.dropClaim(in, vif.ID)
 	if err := a.putNetworkInfo(ctx, in, op.Context, slices.Delete(slices.Clone(inst.NetworkInfo), i, i+1)); err != nil {
 		return err
 	}

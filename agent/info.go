@@ -203,6 +203,13 @@ func (a *Agent) Resources(context.Context) (novalet.HostResources, error) {
 	if vendor, err := fieldOf("/proc/cpuinfo", "vendor_id"); err == nil {
 		r.CPUInfo["vendor"] = vendor
 	}
+	if a.pci != nil {
+		var err error
+		if r.PCIDevices, err = a.pci.PCIDevices(); err != nil {
+			return r, fmt.Errorf("read devices: %w", err)
+		}
+		r.PCI, r.PCIClaims = true, a.pciClaims()
+	}
 	return r, nil
 }
 

@@ -88,6 +88,7 @@ func (a *Agent) halt(ctx context.Context, in *instance, timeout time.Duration) e
 	if err := a.end(ctx, in, timeout); err != nil {
 		return err
 	}
+	a.retrieveDevices(ctx, in, in.view().NetworkInfo)
 	in.dropNet()
 	ctx, unlock := in.lockNet(ctx)
 	defer unlock()

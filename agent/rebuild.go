@@ -38,6 +38,7 @@ func (a *Agent) rebuildInstance(ctx context.Context, in *instance, op *novalet.O
 	if err != nil {
 		return fmt.Errorf("prepare image %s: %w", image, err)
 	}
+	a.retrieveDevices(ctx, in, in.view().NetworkInfo)
 	if err := a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}); err != nil {
 		return fmt.Errorf("destroy container: %w", err)
 	}

@@ -68,6 +68,7 @@ func (a *Agent) offload(ctx context.Context, in *instance, op *novalet.Operation
 	inst := in.view()
 	a.tell(in, op.Context, novalet.ActionShelveOffload, novalet.PhaseStart)
 	left := &pending{Context: op.Context, Info: inst.NetworkInfo}
+	a.retrieveDevices(ctx, in, inst.NetworkInfo)
 	if err := a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{}); err != nil {
 		return fmt.Errorf("destroy container: %w", err)
 	}
@@ -99,6 +100,7 @@ func (a *Agent) unshelveInstance(ctx context.Context, in *instance, op *novalet.
 	}
 	inst := in.view()
 	left := &pending{Context: op.Context, Info: inst.NetworkInfo}
+	a.retrieveDevices(a.ctx, in, inst.NetworkInfo)
 	left.Container = a.runtime.Destroy(a.ctx, in.uuid, novalet.DestroyOptions{}) != nil
 	left.Plugs = a.unplugAll(a.ctx, in.uuid, inst.NetworkInfo) != nil
 	left.Image = a.images.Release(a.ctx, in.uuid) != nil
@@ -238,7 +240,14 @@ func (a *Agent) offloadShelved(ctx context.Context) error {
 func (a *Agent) bindHere(ctx context.Context, in *instance, rc novalet.RequestContext, img *novalet.Image) (novalet.NetworkInfo, error) {
 	inst := in.view()
 	a.knowTags(ctx, in, rc)
-	info, err := a.network.Bind(ctx, rc, inst, inst.NetworkInfo)
+	for i := range inst.NetworkInfo {
+		if inst.NetworkInfo[i].VNICType == "direct" {
+			if err := a.claimForPort(ctx, in, rc, inst.NetworkInfo[i].ID); err != nil {
+				return nil, err
+			}
+		}
+	}
+	info, err := a.network.Bind(ctx, rc, inst, in.devicesOf(inst.NetworkInfo))
 	if err != nil {
 		return nil, fmt.Errorf("bind ports: %w", err)
 	}

@@ -49,6 +49,8 @@ type record struct {
 	FirstBoot bool `json:"first_boot,omitempty"`
 	// CPUSet are the host CPUs it has for itself.
 	CPUSet string `json:"cpuset,omitempty"`
+	// PCI are the devices that it has, or that are still to be taken back from it (Pending.Plugs).
+	PCI []novalet.PCIClaim `json:"pci,omitempty"`
 	// Interfaces are the numbers of the interfaces inside, by port.
 	Interfaces map[string]int `json:"interfaces,omitempty"`
 	// Tags are the names that their owner gave interfaces, by port.

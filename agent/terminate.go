@@ -50,6 +50,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	left := &pending{Context: op.Context, Info: in.portsToFree(info)}
 	a.tell(in, op.Context, novalet.ActionDelete, novalet.PhaseStart)
 	a.tell(in, op.Context, novalet.ActionShutdown, novalet.PhaseStart)
+	a.retrieveDevices(ctx, in, info)
 	var destroyErr error
 	var wg, allocation sync.WaitGroup
 	wg.Go(func() {
@@ -120,6 +121,9 @@ func (in *instance) forgetHere(left *pending) {
 	in.set(func(r *record) {
 		r.Resident, r.Allocated, r.Failed, r.CPUSet, r.Build, r.Image, r.Rescue = false, false, nil, "", nil, nil, nil
 		r.Instance.NetworkInfo = nil
+		if left == nil || !left.Plugs {
+			r.PCI = nil
+		}
 		if r.Pending = left; left.empty() {
 			r.Pending = nil
 		}
@@ -283,6 +287,9 @@ func (a *Agent) undoPending(ctx context.Context, in *instance) error {
 	in.note(func(r *record) {
 		if r.Pending = p; p.empty() {
 			r.Pending = nil
+		}
+		if !resident && !p.Plugs {
+			r.PCI = nil
 		}
 	})
 	return errors.Join(errs...)

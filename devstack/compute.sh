@@ -25,6 +25,7 @@ mapped() {
 
 start_novalet() {
     [ -x "$NOVALET_BIN" ] || die "no program $NOVALET_BIN"
+    [ "$WITH_SRIOV" != 1 ] || export NOVALET_STANDIN_SYSFS=$STATE/sysfs
     start novalet "$NOVALET_BIN" agent --config-file "$ETC/nova-compute.conf"
     [ -n "${NOWAIT-}" ] || mapped "$COMPUTE_HOST" novalet
 }

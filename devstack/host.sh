@@ -46,6 +46,7 @@ up() {
         ip link show br-ex >/dev/null 2>&1 || ip link add br-ex type bridge || exit 1
         running neutron-linuxbridge-agent || flush_among
         [ "$MECHANISM" != macvtap ] || lans
+        [ "$WITH_SRIOV" != 1 ] || card
     else
         "$HERE/ovs.sh" start || exit 1
     fi
@@ -59,6 +60,24 @@ lans() {
         ip link show cloud-lan$i >/dev/null 2>&1 || ip link add cloud-lan$i type bridge || exit 1
         ip link show cloud-nic$i >/dev/null 2>&1 || ip link add cloud-nic$i type veth peer name cloud-nic$i-far || exit 1
         ip link set cloud-nic$i-far master cloud-lan$i up; ip link set cloud-nic$i up; ip link set cloud-lan$i up
+    done
+}
+
+# card: cloud-nic1 has two virtual functions, pairs of virtual Ethernet devices with one end on its bridge, and a part of
+# sysfs that tells of them. A program built with the tag "standin" takes them for such (network/card_standin.go).
+card() {
+    local s=$STATE/sysfs/bus/pci/devices i f
+    mkdir -p "$s/0000:03:00.0/net/cloud-nic1" "$STATE/sysfs/class/net/cloud-nic1"
+    cat /sys/class/net/cloud-nic1/address >"$s/0000:03:00.0/net/cloud-nic1/address"
+    ln -sfn ../../../bus/pci/devices/0000:03:00.0 "$STATE/sysfs/class/net/cloud-nic1/device"
+    echo 2 >"$s/0000:03:00.0/sriov_numvfs"
+    for i in 0 1; do
+        f=$s/0000:03:10.$i
+        mkdir -p "$f/net/cloud-vf$i"
+        echo 0x8086 >"$f/vendor"; echo 0x1520 >"$f/device"; echo -1 >"$f/numa_node"; echo cloud-vf$i-far >"$f/far"
+        ln -sfn "../0000:03:10.$i" "$s/0000:03:00.0/virtfn$i"
+        ip link show cloud-vf$i-far >/dev/null 2>&1 || ip link add cloud-vf$i-far type veth peer name cloud-vf$i || exit 1
+        ip link set cloud-vf$i-far master cloud-lan1 up
     done
 }
 
@@ -92,7 +111,7 @@ unfilter() {
 clean() {
     local x
     for x in $(ip netns list | awk '/^(qdhcp|qrouter|ovnmeta|snat|fip)-/ {print $1}'); do ip netns del "$x"; done
-    for x in $(ip -o link | awk -F'[ :@]+' '$2 ~ /^(brq|qbr|qvo|qvb|vxlan-)/ || $2 ~ /^(br-ex|cloud-tep|cloud-lan.|cloud-nic.|br-int|br-tun|ovs-netdev|genev_sys_.*|vxlan_sys_.*)$/ {print $2}'); do
+    for x in $(ip -o link | awk -F'[ :@]+' '$2 ~ /^(brq|qbr|qvo|qvb|vxlan-)/ || $2 ~ /^(br-ex|cloud-tep|cloud-lan.|cloud-nic.|cloud-vf.|br-int|br-tun|ovs-netdev|genev_sys_.*|vxlan_sys_.*)$/ {print $2}'); do
         ip link del "$x" 2>/dev/null
     done
     unfilter

@@ -101,7 +101,7 @@ sql() { mariadb -S "$MYSQL_SOCK" -u root -N -B "$@"; }
 # render FILE: a template with its @NAME@ replaced, on stdout. In the shell, so that the password is in no argv.
 render() {
     local t k; t=$(<"$1")
-    for k in STATE RUN ETC VENV SHARE ROOT_HELPER PASSWORD COMPUTE_HOST CTL_HOST VXLAN_IP NEUTRON L3_PLUGIN OVS_FIREWALL DHCP_MTU; do
+    for k in STATE RUN ETC VENV SHARE ROOT_HELPER PASSWORD COMPUTE_HOST CTL_HOST VXLAN_IP NEUTRON L3_PLUGIN OVS_FIREWALL DHCP_MTU MORE_MECHANISMS SCHEDULER_FILTERS DEVICES; do
         t=${t//"@$k@"/"${!k-}"}
     done
     printf '%s\n' "$t"

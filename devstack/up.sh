@@ -27,7 +27,7 @@ mkdir -p "$RUN" "$LOG" "$ETC" "$STATE"/{done,host,rabbitmq,horizon,keystone,nova
 # Services that give up root (dnsmasq, the databases) must pass through $STATE; the rest is root's.
 chmod 755 "$STATE"; chmod 700 "$ETC" "$LOG" "$RUN" "$STATE"/{keystone,glance,nova,horizon}
 cat >"$STATE/settings" <<S
-SAVED_RELEASE=$RELEASE SAVED_NET=$NET SAVED_COMPUTE_HOST=$COMPUTE_HOST SAVED_WITH_BARBICAN=$WITH_BARBICAN
+SAVED_RELEASE=$RELEASE SAVED_NET=$NET SAVED_COMPUTE_HOST=$COMPUTE_HOST SAVED_WITH_BARBICAN=$WITH_BARBICAN SAVED_WITH_SRIOV=$WITH_SRIOV
 S
 [ -s "$PASSWORD_FILE" ] || (umask 077; head -c 18 /dev/urandom | base64 | tr '+/' 'Aa' >"$PASSWORD_FILE")
 PASSWORD=$(<"$PASSWORD_FILE")
@@ -104,6 +104,8 @@ case $MECHANISM in
                  agent neutron-macvtap-agent "${neutron[@]:2}" --config-file "$ETC/macvtap_agent.ini" ;;
     ovn)         agent neutron-ovn-metadata-agent --config-file "$ETC/neutron_ovn_metadata_agent.ini" ;;
 esac
+# The mechanism binds ports where its agent is alive. The real one looks for a card's functions in netlink.
+[ "$WITH_SRIOV" != 1 ] || start fake-l2-sriov "$PYTHON" "$HERE/tools/fake_l2_agent.py" "$ETC" sriov "$COMPUTE_HOST"
 if [ "$MECHANISM" != ovn ]; then
     agent neutron-dhcp-agent --config-file "$ETC/dhcp_agent.ini" "${l2[@]}"
     agent neutron-l3-agent --config-file "$ETC/l3_agent.ini" "${l2[@]}"
@@ -140,6 +142,7 @@ fi
 [ "${WITH_HORIZON}" != 1 ] || NOWAIT=1 "$HERE/horizon.sh" start || exit 1
 
 phase "agents alive; flavors, images, networks"
+[ "$WITH_SRIOV" != 1 ] || agents+=(neutron-sriov-nic-agent)
 "$PYTHON" "$HERE/bootstrap.py" ready "$PASSWORD_FILE" "${agents[@]}" || { alive "${all[@]}"; exit 1; }
 lans=()
 [ "$MECHANISM" != macvtap ] || lans=(lan1 lan2)

@@ -61,6 +61,15 @@ case $NET in
     *) MECHANISM= ;;
 esac
 [[ -n $MECHANISM && " $NETS " == *" $NET "* ]] || { echo "NET=$NET: supported with RELEASE=$RELEASE are $NETS" >&2; exit 2; }
+# What of SR-IOV goes into the configuration: nothing without it.
+if [ "${WITH_SRIOV:-${SAVED_WITH_SRIOV:-0}}" = 1 ]; then
+    [ "$MECHANISM" = macvtap ] || { echo "WITH_SRIOV=1: supported with NET=macvtap" >&2; exit 2; }
+    WITH_SRIOV=1 MORE_MECHANISMS=,sriovnicswitch
+    SCHEDULER_FILTERS=$'[filter_scheduler]\nenabled_filters = ComputeFilter,ComputeCapabilitiesFilter,ImagePropertiesFilter,ServerGroupAntiAffinityFilter,ServerGroupAffinityFilter,PciPassthroughFilter'
+    DEVICES=$'[pci]\ndevice_spec = {"devname": "cloud-nic1", "physical_network": "lan1"}'
+else
+    WITH_SRIOV=0
+fi
 # Neutron's agents run as root: rootwrap would filter nothing and costs a Python process per agent.
 ROOT_HELPER=sudo
 # sudo takes a path of its own, without the virtual environment.

@@ -151,6 +151,11 @@ func ovn(v *novalet.VIF) bool {
 // configure sets up what is inside: lo always, name and MTU, and for a static plug everything else. What the guest
 // configures itself is left to it.
 func (p *Plugger) configure(r *novalet.PlugRequest, ns *os.File) error {
+	return p.configureLink(r, ns, func() (netlink.Link, error) { return innerLink(r) })
+}
+
+// configureLink does so for the interface that find finds in the namespace.
+func (p *Plugger) configureLink(r *novalet.PlugRequest, ns *os.File, find func() (netlink.Link, error)) error {
 	var a *addressing
 	if r.Static {
 		var err error
@@ -164,7 +169,7 @@ func (p *Plugger) configure(r *novalet.PlugRequest, ns *os.File) error {
 				return fmt.Errorf("bring up lo inside: %w", err)
 			}
 		}
-		link, err := innerLink(r)
+		link, err := find()
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -53,6 +54,9 @@ type Plugger struct {
 	ovs  *ovsdb.Client
 	reap *reaper
 	drop dropProgram
+	pci  functions
+	// returnTime is how long the end of a namespace may take to give a card's function back.
+	returnTime time.Duration
 	// isolateOnce and guardOnce log once that the kernel cannot do it.
 	isolateOnce, guardOnce sync.Once
 	// locks keeps two operations on one device apart; operations on different devices run side by side.
@@ -88,6 +92,7 @@ func New(o Options) (*Plugger, error) {
 		o: o, log: o.Logger, h: h, eth: eth,
 		sock: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}},
 		ovs:  ovsdb.New(o.OVSDB),
+		pci:  newFunctions(h), returnTime: returnTime,
 	}
 	p.reap = startReaper(p)
 	return p, nil
@@ -136,7 +141,7 @@ func (p *Plugger) Check(vif *novalet.VIF) error {
 		f.Details = map[string]any{"port_id": vif.ID}
 		return f
 	}
-	if t := vif.VNICType; t != "" && t != "normal" {
+	if t := vif.VNICType; t != "" && t != "normal" && !(t == "direct" && onFunction(vif)) {
 		return refuse(novalet.ErrAbort, fmt.Sprintf("a container cannot use vnic_type %.20q.", t))
 	}
 	switch vif.Type {
@@ -149,6 +154,11 @@ func (p *Plugger) Check(vif *novalet.VIF) error {
 		return nil
 	case "macvtap":
 		if _, err := macvtapOf(vif); err != nil {
+			return refuse(novalet.ErrAbort, err.Error()+".")
+		}
+		return nil
+	case "hw_veb":
+		if _, err := wantedOf(vif); err != nil {
 			return refuse(novalet.ErrAbort, err.Error()+".")
 		}
 		return nil
@@ -182,6 +192,8 @@ func (p *Plugger) plug(ctx context.Context, r *novalet.PlugRequest) error {
 	}
 	defer ns.Close()
 	switch {
+	case onFunction(r.VIF):
+		return p.plugFunction(ctx, r, ns)
 	case r.VIF.Type == "tap":
 		if err := p.plugPair(r, ns, 0, 0); err != nil {
 			return err
@@ -224,8 +236,11 @@ func (p *Plugger) Configure(_ context.Context, r *novalet.PlugRequest) error {
 		return fmt.Errorf("configure vif %s: %w", r.VIF.ID, err)
 	}
 	defer ns.Close()
-	err = p.reguard(r.VIF)
-	if err == nil && r.Static {
+	if onFunction(r.VIF) {
+		if r.Static && r.VIF.Device != nil {
+			err = p.configureLink(r, ns, func() (netlink.Link, error) { return p.thisFunction(r.VIF.Device.Address) })
+		}
+	} else if err = p.reguard(r.VIF); err == nil && r.Static {
 		err = p.configure(r, ns)
 	}
 	if err != nil {
@@ -256,6 +271,15 @@ func (p *Plugger) Unplug(ctx context.Context, instanceUUID string, vif *novalet.
 		return fmt.Errorf("unplug vif %.40q: no uuid", vif.ID)
 	}
 	defer p.locks.lock(vif.ID)()
+	if onFunction(vif) {
+		if vif.Device == nil {
+			return nil // it was given none, or has given it back
+		}
+		if err := p.resetFunction(ctx, vif.Device); err != nil {
+			return fmt.Errorf("unplug vif %s: %w", vif.ID, err)
+		}
+		return nil
+	}
 	err := p.unplug(ctx, instanceUUID, vif.ID, vif.Type == "ovs")
 	if err == nil && trunkBridge(vif) {
 		err = p.ovs.DelBridge(ctx, vif.Network.Bridge, owned(instanceUUID, vif.ID))

@@ -24,6 +24,15 @@ func (p *Plugger) Park(ctx context.Context, instanceUUID string, vif *novalet.VI
 		return err
 	}
 	defer p.locks.lock(vif.ID)()
+	if onFunction(vif) {
+		if vif.Device == nil {
+			return nil
+		}
+		if err := p.retrieveFunction(vif.Device, netns); err != nil {
+			return fmt.Errorf("park vif %s: %w", vif.ID, err)
+		}
+		return nil
+	}
 	parked, err := p.park(instanceUUID, vif.ID, netns)
 	if err == nil && !parked {
 		err = p.unplug(ctx, instanceUUID, vif.ID, vif.Type == "ovs")

@@ -29,6 +29,15 @@ func (p *Plugger) Silence(_ context.Context, instanceUUID string, vif *novalet.V
 		return err
 	}
 	defer p.locks.lock(vif.ID)()
+	if onFunction(vif) {
+		if vif.Device == nil {
+			return nil
+		}
+		if err := p.silenceFunction(vif.Device, netns, on); err != nil {
+			return fmt.Errorf("silence vif %s: %w", vif.ID, err)
+		}
+		return nil
+	}
 	if err := p.silence(instanceUUID, vif.ID, netns, on); err != nil {
 		return fmt.Errorf("silence vif %s: %w", vif.ID, err)
 	}

@@ -32,7 +32,7 @@ var nodeFields = []string{
 	"host", "service_id", "hypervisor_hostname", "hypervisor_type", "hypervisor_version", "host_ip",
 	"vcpus", "vcpus_used", "memory_mb", "memory_mb_used", "local_gb", "local_gb_used", "free_ram_mb", "free_disk_gb",
 	"disk_available_least", "running_vms", "current_workload", "cpu_info", "numa_topology", "supported_hv_specs", "stats", "metrics",
-	"cpu_allocation_ratio", "ram_allocation_ratio", "disk_allocation_ratio",
+	"cpu_allocation_ratio", "ram_allocation_ratio", "disk_allocation_ratio", "pci_device_pools",
 }
 
 // tracker keeps the ComputeNode and the provider true.
@@ -45,6 +45,8 @@ type tracker struct {
 	uptimeAt time.Time
 	ratios   map[string]float64
 	problem  string // the last failure that was logged
+	// devices are Nova's rows as last read or written, by address; nil before the first look.
+	devices map[string]*ovo.Object
 }
 
 func newTracker(d *Driver) *tracker { return &tracker{d: d, kick: make(chan struct{}, 1)} }
@@ -112,6 +114,9 @@ func (t *tracker) update(ctx context.Context) error {
 		return fmt.Errorf("read the host's resources: %w", err)
 	}
 	nodeErr := t.saveNode(ctx, res)
+	if nodeErr == nil {
+		nodeErr = t.saveDevices(ctx, res)
+	}
 	var syncErr error
 	if t.d.o.Placement != nil && (nodeErr == nil || t.d.nodeCreated()) {
 		var ratios map[string]float64
@@ -208,7 +213,7 @@ func (t *tracker) fields(res novalet.HostResources) (map[string]any, error) {
 	for _, hv := range []string{"docker", "lxc", "lxd"} {
 		specs = append(specs, t.d.release.get().Minimal("HVSpec", map[string]any{"arch": res.Arch, "hv_type": hv, "vm_mode": "exe"}))
 	}
-	return map[string]any{
+	fields := map[string]any{
 		"host": o.Host, "service_id": t.d.service.row(), "hypervisor_hostname": o.Node, "host_ip": o.MyIP,
 		"hypervisor_type": hypervisorType, "hypervisor_version": o.HypervisorVersion,
 		"vcpus": res.VCPUs, "vcpus_used": u.vcpus, "memory_mb": res.MemoryMB, "memory_mb_used": u.memoryMB,
@@ -220,7 +225,11 @@ func (t *tracker) fields(res novalet.HostResources) (map[string]any, error) {
 		"cpu_allocation_ratio":  ratio("VCPU", o.Resources.CPURatio, o.Resources.InitialCPURatio),
 		"ram_allocation_ratio":  ratio("MEMORY_MB", o.Resources.RAMRatio, o.Resources.InitialRAMRatio),
 		"disk_allocation_ratio": ratio("DISK_GB", o.Resources.DiskRatio, o.Resources.InitialDiskRatio),
-	}, nil
+	}
+	if res.PCI || t.hasPools() {
+		fields["pci_device_pools"] = t.pools(res)
+	}
+	return fields, nil
 }
 
 // saveNode creates the ComputeNode, or saves the fields that changed.

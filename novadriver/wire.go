@@ -117,6 +117,7 @@ func (d *Driver) instanceOf(o *ovo.Object, raw json.RawMessage) (*novalet.Instan
 	for _, k := range o.Object("keypairs").Objects() {
 		i.KeyPairs = append(i.KeyPairs, novalet.KeyPair{Name: k.String("name"), Type: k.String("type"), Data: k.String("public_key")})
 	}
+	i.PCIRequests = pciRequestsOf(o.Object("pci_requests"))
 	return i, nil
 }
 

@@ -180,7 +180,7 @@ mend_cloud() {
     devstack/up.sh
 }
 step_cloud_tests() {
-    MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=$PWD/bin/novalet gotest "${CLOUD_LOG:-cloud.log}" -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
+    MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=${NOVALET_BIN:-$PWD/bin/novalet} gotest "${CLOUD_LOG:-cloud.log}" -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
 }
 # The tests of what reaches what, on a cloud of the mechanism NET that is brought up for them and taken down.
 NET_TESTS='^(TestFirstServer|TestNetwork|TestMachine|TestIsolation|TestMatrix|TestSpoofing|TestSpoofingIPv6|TestGuestsIPv6|TestAttachInterface|TestTwenty)$'
@@ -197,6 +197,11 @@ step_net() {
     fi
     [ -z "$cloud_up" ] || step_cloud_down || rc=1
     return $rc
+}
+# The same for ports of vnic_type direct, with a program that takes pairs of virtual Ethernet devices for a card.
+step_sriov() {
+    export NET=macvtap WITH_SRIOV=1 NOVALET_BIN=$PWD/build/novalet-standin CLOUD_RUN='^TestDirectPort$'
+    "$GO" vet -tags standin ./network/... && "$GO" build -trimpath -buildvcs=false -tags shim,standin -o "$NOVALET_BIN" ./cmd/novalet && step_net
 }
 # The life of a server on a cloud of the newest release, which is brought up for it and taken down.
 RELEASE_TESTS='^(TestRelease|TestFirstServer|TestRegistration|TestDisable|TestLifecycle|TestNetwork|TestMachine|TestSnapshot|TestRebuild|TestRescue|TestAttachInterface|TestShelve|TestHeat|TestKill.*)$'
@@ -330,6 +335,7 @@ for s in "$@"; do
         tempest-smoke) step tempest-smoke 12 ;;
         cloud-down) step cloud-down 2 ;;
         net) step build 2 && for n in ${NET:-ovs ovs-hybrid ovn}; do echo "NET=$n"; NET=$n step net 30; done ;;
+        sriov) step build 2 && step sriov 30 ;;
         release) step build 2 && step release 45 ;;
         cloudimage) step build 2 && step cloudimage 25 ;;
         vm) step build 2 && step vm 60 ;;

@@ -25,6 +25,7 @@ import (
 	"github.com/novalet/novalet/internal/keystone"
 	"github.com/novalet/novalet/network"
 	"github.com/novalet/novalet/network/neutron"
+	"github.com/novalet/novalet/network/sriov"
 	"github.com/novalet/novalet/novadriver"
 	"github.com/novalet/novalet/novadriver/oslomsg"
 	"github.com/novalet/novalet/novadriver/placement"
@@ -238,9 +239,13 @@ func openHost(s *settings, svc *services, transport oslomsg.Transport, log *slog
 	if svc.placement != nil {
 		freePlacement = svc.placement
 	}
+	var devices novalet.PCIDevices
+	if len(s.devices) > 0 {
+		devices = sriov.New(s.devices)
+	}
 	if h.agent, err = agent.Open(agent.Options{Host: s.host, StateDir: filepath.Join(s.stateDir, "records"), InstancesDir: s.stateDir,
 		Config: s.agent, Logger: log, Conductor: h.driver.Conductor(), Placement: freePlacement, Images: h.images, Network: svc.network,
-		Plugger: h.plugger, Runtime: h.engine, Notifier: h.driver.Notifier()}); err != nil {
+		Plugger: h.plugger, PCI: devices, Runtime: h.engine, Notifier: h.driver.Notifier()}); err != nil {
 		return nil, fmt.Errorf("open the agent: %w", err)
 	}
 	h.driver.SetCompute(h.agent)

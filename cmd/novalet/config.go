@@ -14,6 +14,7 @@ import (
 	"github.com/novalet/novalet/engine"
 	"github.com/novalet/novalet/internal/keystone"
 	"github.com/novalet/novalet/internal/osloconf"
+	"github.com/novalet/novalet/network/sriov"
 	"github.com/novalet/novalet/novadriver"
 	"github.com/novalet/novalet/novadriver/oslomsg"
 )
@@ -48,6 +49,7 @@ type settings struct {
 	barbican             string   // [barbican] barbican_endpoint
 	idBase, maxInstances int
 	rootLimits           engine.RootLimits // [novalet] root_limits
+	devices              []sriov.Spec      // [pci] device_spec
 }
 
 // readSettings reads the files. The error names every option that is missing or wrong, with file and line.
@@ -92,6 +94,7 @@ func readSettings(files, dirs []string) (*settings, error) {
 
 	s.agent = readAgent(cfg, s.driver.SerialConsole)
 	s.readServices(cfg)
+	s.devices = readDevices(cfg)
 	s.ovsBridge = cfg.String("neutron", "ovs_bridge", "br-int")
 	s.ovsdb = cfg.String("os_vif_ovs", "ovsdb_connection", "")
 	s.imageKeepUnused = !cfg.Bool("image_cache", "remove_unused_base_images", true)
@@ -129,6 +132,24 @@ func (s *settings) readImageMarks(cfg *osloconf.Config) {
 		s.barbican = cfg.String("barbican", "barbican_endpoint", "")
 	}
 	s.imageMax = int64(cfg.IntRange("novalet", "image_cache_max_gb", 0, 0, 1<<20)) << 30
+}
+
+// readDevices reads the devices that instances may have, under the option's two older names too.
+func readDevices(cfg *osloconf.Config) []sriov.Spec {
+	section, name := "pci", "device_spec"
+	for _, old := range [][2]string{{"pci", "passthrough_whitelist"}, {"DEFAULT", "pci_passthrough_whitelist"}} {
+		if !cfg.Has(section, name) && cfg.Has(old[0], old[1]) {
+			section, name = old[0], old[1]
+		}
+	}
+	specs, err := sriov.ParseSpecs(cfg.Multi(section, name))
+	if err != nil {
+		cfg.Errorf(section, name, "%v", err)
+	}
+	if cfg.Bool("pci", "report_in_placement", false) {
+		cfg.Errorf("pci", "report_in_placement", "devices are not reported to Placement; leave it out")
+	}
+	return specs
 }
 
 func readAgent(cfg *osloconf.Config, serial bool) agent.Config {

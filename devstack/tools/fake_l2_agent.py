@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """fake_l2_agent.py ETC MECHANISM HOST: make Neutron bind ports to HOST, which has no data plane.
 
-For linuxbridge and ovs: report an agent for HOST every 20 s and do nothing else (a second real agent on one
+For linuxbridge, ovs and sriov: report an agent for HOST every 20 s and do nothing else (a second real agent on one
 machine would fight the first for its taps). For ovn: a chassis of that host name.
 """
 import signal
@@ -56,6 +56,8 @@ def agent(etc, mechanism, host):
         'ovs': {'binary': 'neutron-openvswitch-agent', 'agent_type': 'Open vSwitch agent',
                 'configurations': {'datapath_type': 'netdev', 'ovs_capabilities': {'datapath_types': ['netdev'], 'iface_types': []},
                                    'ovs_hybrid_plug': False, 'bridge_name': 'br-int', 'integration_bridge': 'br-int'}},
+        'sriov': {'binary': 'neutron-sriov-nic-agent', 'agent_type': 'NIC Switch agent',
+                  'configurations': {'device_mappings': {'lan1': ['cloud-nic1']}}},
     }[mechanism]
     state['configurations'].update(bridge_mappings={}, devices=0, tunneling_ip=ADDRESS, tunnel_types=['vxlan'],
                                    l2_population=True, extensions=[])

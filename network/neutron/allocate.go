@@ -173,7 +173,10 @@ func deviceOwner(inst *novalet.Instance) string { return "compute:" + inst.Avail
 // bind takes over a port that exists.
 func (b *binder) bind(ctx context.Context, w wanted, p *port) (*port, error) {
 	m := b.body(w.net)
-	if len(p.Profile) > 0 {
+	switch {
+	case w.req.Device != nil:
+		m["binding:profile"] = deviceProfile(p.Profile, w.req.Device)
+	case len(p.Profile) > 0:
 		m["binding:profile"] = p.Profile
 	}
 	var out struct{ Port *port }

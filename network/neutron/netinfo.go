@@ -16,8 +16,11 @@ import (
 // nameLen is how much of a name Nova keeps for devices and bridges (network_model.NIC_NAME_LEN).
 const nameLen = 14
 
-// guardKey is network.GuardKey; this package knows nothing of plugs.
-const guardKey = "novalet_guard"
+// guardKey and spoofKey are network.GuardKey and network.SpoofKey; this package knows nothing of plugs.
+const (
+	guardKey = "novalet_guard"
+	spoofKey = "novalet_spoof_check"
+)
 
 // facts is what network_info needs besides the ports.
 type facts struct {
@@ -91,6 +94,12 @@ func (a *API) vif(f *facts, p *port, preserve bool) (novalet.VIF, error) {
 		if (p.PortSecurity == nil || *p.PortSecurity) && len(p.Pairs) == 0 {
 			v.Details = maps.Clone(v.Details)
 			v.Details[guardKey] = json.RawMessage("true")
+		}
+	case "hw_veb":
+		// What Neutron's agent would set at the card.
+		if p.PortSecurity != nil && !*p.PortSecurity {
+			v.Details = maps.Clone(v.Details)
+			v.Details[spoofKey] = json.RawMessage("false")
 		}
 	case "bridge":
 		v.Network.Bridge = detail(p.Details, "bridge_name", "brq"+p.NetworkID)

@@ -113,6 +113,14 @@ func (a *API) Bind(ctx context.Context, rc novalet.RequestContext, inst *novalet
 				delete(p.Profile, "migrating_to")
 				m["binding:profile"] = p.Profile
 			}
+			if p.VNICType == vnicDirect {
+				d := deviceIn(info, p.ID)
+				if d == nil {
+					return fault("PortNotUsable", map[string]any{"port_id": p.ID, "instance": inst.UUID}, nil,
+						"Port %s has vnic_type direct, and the host has set aside no network function for it.", p.ID)
+				}
+				m["binding:profile"] = deviceProfile(p.Profile, d)
+			}
 			var out struct{ Port *port }
 			if err := admin.put(gctx, "ports/"+p.ID, map[string]any{"port": m}, &out); err != nil {
 				return portFault(err, inst, p.NetworkID, novalet.NetworkRequest{PortID: p.ID})

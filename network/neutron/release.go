@@ -139,7 +139,11 @@ func (a *API) Unbind(ctx context.Context, rc novalet.RequestContext, inst *noval
 			continue
 		}
 		g.Go(func() error {
-			err := admin.put(gctx, "ports/"+p.ID, map[string]any{"port": map[string]any{"binding:host_id": nil}}, nil)
+			m := map[string]any{"binding:host_id": nil}
+			if p.VNICType == vnicDirect {
+				m["binding:profile"] = withoutDevice(p.Profile)
+			}
+			err := admin.put(gctx, "ports/"+p.ID, map[string]any{"port": m}, nil)
 			if errors.Is(err, novalet.ErrNotFound) {
 				return nil
 			}
@@ -159,14 +163,7 @@ var deviceKeys = []string{"pci_vendor_info", "pci_slot", "allocation", "arq_uuid
 
 // unbind gives a port back to its owner as it came.
 func (a *API) unbind(ctx context.Context, admin, user *caller, portID, networkID string, profile map[string]json.RawMessage) error {
-	kept := map[string]json.RawMessage{}
-	for k, v := range profile {
-		kept[k] = v
-	}
-	for _, k := range deviceKeys {
-		delete(kept, k)
-	}
-	m := map[string]any{"device_id": "", "device_owner": "", "binding:host_id": nil, "binding:profile": kept}
+	m := map[string]any{"device_id": "", "device_owner": "", "binding:host_id": nil, "binding:profile": withoutDevice(profile)}
 	ext, err := a.extensions(ctx, admin)
 	if err != nil {
 		return err

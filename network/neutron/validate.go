@@ -25,7 +25,8 @@ func noNetworks(reqs []novalet.NetworkRequest) bool {
 
 // requestedPort reads a port and says whether the instance may have it. A port that already names this instance is
 // its own, from an earlier try.
-func (a *API) requestedPort(ctx context.Context, admin *caller, inst *novalet.Instance, id string) (*port, error) {
+func (a *API) requestedPort(ctx context.Context, admin *caller, inst *novalet.Instance, req *novalet.NetworkRequest) (*port, error) {
+	id := req.PortID
 	if !uuidRE.MatchString(id) {
 		return nil, portNotFound(id, nil)
 	}
@@ -56,7 +57,10 @@ func (a *API) requestedPort(ctx context.Context, admin *caller, inst *novalet.In
 	case hasResources(p):
 		return nil, fault("PortNotUsable", details, nil,
 			"Port %s asks for guaranteed bandwidth, which this host cannot give.", id)
-	case p.VNICType != "" && p.VNICType != "normal":
+	case p.VNICType == vnicDirect && req.Device == nil:
+		return nil, fault("PortNotUsable", details, nil,
+			"Port %s has vnic_type direct, and the host has set aside no network function for it.", id)
+	case p.VNICType != "" && p.VNICType != "normal" && p.VNICType != vnicDirect:
 		return nil, fault("PortNotUsable", details, nil,
 			"Port %s has vnic_type %s, which this host cannot give to a container.", id, p.VNICType)
 	}
@@ -81,7 +85,7 @@ func (a *API) resolve(ctx context.Context, user, admin *caller, r *novalet.Alloc
 				return nil, fault("PortInUse", map[string]any{"port_id": req.PortID}, nil, "Port %s is asked for twice.", req.PortID)
 			}
 			seen[req.PortID] = true
-			p, err := a.requestedPort(ctx, admin, r.Instance, req.PortID)
+			p, err := a.requestedPort(ctx, admin, r.Instance, &req)
 			if err != nil {
 				return nil, err
 			}

@@ -80,6 +80,20 @@ func (c *Conductor) act(ctx oslomsg.Context, o *ovo.Object, a actionArgs) (Row, 
 		token := fmt.Sprintf("token-%d", c.nextID+1)
 		u := c.create(o, map[string]any{"token": token})
 		return u, token, nil
+	case "PciDevice.save":
+		// The row is found by node and address, and made where there is none; "removed" is its end.
+		rows := c.find("PciDevice", "address", o.String("address"))
+		switch removed := o.String("status") == "removed"; {
+		case len(rows) == 0 && removed:
+			return nil, nil, novaFailure("PciDeviceNotFound", "PCI Device not found.", nil)
+		case len(rows) == 0:
+			return c.create(o, nil), nil, nil
+		case removed:
+			c.tables["PciDevice"] = slices.DeleteFunc(c.tables["PciDevice"], func(x Row) bool { return x.Str("address") == o.String("address") })
+		default:
+			c.write(rows[0], o)
+		}
+		return maps.Clone(rows[0]), nil, nil
 	case "ComputeNode.save", "Migration.save", "BlockDeviceMapping.save", "ShareMapping.save":
 		for _, r := range c.tables[o.Name] {
 			if r.Int("id") == o.Int("id") {
@@ -232,6 +246,8 @@ func (c *Conductor) classMethod(ctx oslomsg.Context, a actionArgs) (any, *osloms
 			}
 		}
 		return nil, novaFailure("ComputeHostNotFound", "Compute host "+str(0)+" could not be found.", map[string]any{"host": str(0), "code": 404})
+	case "PciDeviceList.get_by_compute_node":
+		return c.list("PciDeviceList", "PciDevice", c.tables["PciDevice"]), nil
 	case "ComputeNodeList.get_all_by_host":
 		rows := c.find("ComputeNode", "host", str(0))
 		if len(rows) == 0 {
