@@ -302,29 +302,11 @@ func (p *Plugger) resetFunction(ctx context.Context, d *novalet.PCIDevice) error
 
 // silenceFunction drops every frame of the function in the namespace, or none any more.
 func (p *Plugger) silenceFunction(d *novalet.PCIDevice, netns string, on bool) error {
-	var fd int
-	var err error
-	if on {
-		if fd, err = p.drop.load(); err != nil {
-			return err
-		}
-	}
-	ns, err := openNetNS(netns)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return inNetNS(ns, func() error {
+	return p.silenceIn(netns, on, func() (netlink.Link, error) {
 		link, err := p.thisFunction(d.Address)
 		if errors.Is(err, novalet.ErrNotFound) {
-			return nil
+			return nil, nil
 		}
-		if err != nil {
-			return err
-		}
-		if on {
-			return dropAll(link, fd)
-		}
-		return dropNothing(link)
+		return link, err
 	})
 }

@@ -49,7 +49,22 @@ func (p *Plugger) silence(instanceUUID, portID, netns string, on bool) error {
 	if err != nil || outer == nil || !mine(outer.Attrs().Alias, instanceUUID, portID) {
 		return err
 	}
+	return p.silenceIn(netns, on, func() (netlink.Link, error) {
+		inner, err := netlink.LinkByIndex(outer.Attrs().ParentIndex)
+		if err != nil {
+			return nil, ignoreNoLink(err)
+		}
+		if inner.Type() != "veth" || inner.Attrs().ParentIndex != outer.Attrs().Index {
+			return nil, nil
+		}
+		return inner, nil
+	})
+}
+
+// silenceIn drops every frame of the interface that find names in the namespace, or none any more; nil is none.
+func (p *Plugger) silenceIn(netns string, on bool, find func() (netlink.Link, error)) error {
 	var fd int
+	var err error
 	if on {
 		if fd, err = p.drop.load(); err != nil {
 			return err
@@ -61,17 +76,14 @@ func (p *Plugger) silence(instanceUUID, portID, netns string, on bool) error {
 	}
 	defer ns.Close()
 	return inNetNS(ns, func() error {
-		inner, err := netlink.LinkByIndex(outer.Attrs().ParentIndex)
-		if err != nil {
-			return ignoreNoLink(err)
-		}
-		if inner.Type() != "veth" || inner.Attrs().ParentIndex != outer.Attrs().Index {
-			return nil
+		link, err := find()
+		if err != nil || link == nil {
+			return err
 		}
 		if on {
-			return dropAll(inner, fd)
+			return dropAll(link, fd)
 		}
-		return dropNothing(inner)
+		return dropNothing(link)
 	})
 }
 
