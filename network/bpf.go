@@ -4,11 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/internal/bpf"
 )
 
 // insn is one instruction of eBPF (linux/bpf.h, struct bpf_insn): opcode, registers (dst | src<<4), offset, immediate.
@@ -18,20 +18,7 @@ type insn struct {
 	imm      int32
 }
 
-// bpfProgLoad is the part of union bpf_attr that BPF_PROG_LOAD reads (linux/bpf.h).
-type bpfProgLoad struct {
-	progType, insnCnt uint32
-	insns, license    uint64
-	logLevel, logSize uint32
-	logBuf            uint64
-	kernVersion       uint32
-	progFlags         uint32
-}
-
 const (
-	bpfCmdProgLoad  = 5
-	bpfProgSchedCls = 3
-
 	tcActUnspec = -1 // the next classifier decides
 	tcActShot   = 2  // drop
 )
@@ -45,16 +32,11 @@ func loadClassifier(prog []insn) (int, error) {
 		code = binary.NativeEndian.AppendUint16(code, uint16(i.off))
 		code = binary.NativeEndian.AppendUint32(code, uint32(i.imm))
 	}
-	license := append([]byte("Apache-2.0"), 0)
-	attr := bpfProgLoad{progType: bpfProgSchedCls, insnCnt: uint32(len(prog)),
-		insns: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, bpfCmdProgLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if errno != 0 {
-		return -1, fmt.Errorf("load classifier: %w", errno)
+	fd, err := bpf.Load(unix.BPF_PROG_TYPE_SCHED_CLS, code)
+	if err != nil {
+		return -1, fmt.Errorf("load classifier: %w", err)
 	}
-	return int(fd), nil
+	return fd, nil
 }
 
 // classify puts a program in the way of what comes in at a device. The same name again replaces it in one step.

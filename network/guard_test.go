@@ -138,6 +138,16 @@ type attack struct {
 func tryAttacks(t *testing.T, a, b *os.File, frames []attack, on bool) {
 	t.Helper()
 	from, to := openWire(t, a), openWire(t, b)
+	// An interface that has just been set up drops what is sent until the kernel has got to it.
+	for end := time.Now().Add(time.Minute); ; {
+		from.send(seal(ether(evilMAC, unix.ETH_P_IP, ip4(evilIP, unix.IPPROTO_TCP, nil, 1000, 80)), "the first one"))
+		if to.first(time.Second, "the first one") != "" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("no frame comes through")
+		}
+	}
 	for i, f := range frames {
 		// Frames keep their order: once the mark that was sent behind one is there, the one comes no more.
 		tag, mark := fmt.Sprintf("frame %d of the attack", i), fmt.Sprintf("the mark behind %d.", i)

@@ -168,7 +168,7 @@ func hostLinks(t *testing.T, p *Plugger) []string {
 
 func ping(ns *os.File, addr string) error {
 	return inNetNS(ns, func() error {
-		out, err := exec.Command("ping", "-c", "1", "-W", "10", addr).CombinedOutput()
+		out, err := exec.Command("ping", "-c", "1", "-w", "20", addr).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}

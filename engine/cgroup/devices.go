@@ -4,10 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/internal/bpf"
 )
 
 // device is one allowed access: kind 'c' or 'b', -1 for any number.
@@ -126,24 +127,11 @@ func attachDeviceFilter(dir string, rules []device) error {
 		code = binary.NativeEndian.AppendUint16(code, uint16(i.off))
 		code = binary.NativeEndian.AppendUint32(code, uint32(i.imm))
 	}
-	license := []byte("Apache-2.0\x00")
-	load := struct {
-		progType, insnCnt    uint32
-		insns, license       uint64
-		logLevel, logSize    uint32
-		logBuf               uint64
-		kernVersion, flags   uint32
-		name                 [16]byte
-		ifindex, attachTypeE uint32
-	}{progType: bpfProgDev, insnCnt: uint32(len(prog)), insns: uint64(uintptr(unsafe.Pointer(&code[0]))),
-		license: uint64(uintptr(unsafe.Pointer(&license[0])))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if errno != 0 {
-		return fmt.Errorf("load device filter: %w", errno)
+	fd, err := bpf.Load(bpfProgDev, code)
+	if err != nil {
+		return fmt.Errorf("load device filter: %w", err)
 	}
-	defer unix.Close(int(fd))
+	defer unix.Close(fd)
 	cg, err := os.OpenFile(dir, unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fmt.Errorf("attach device filter: %w", err)
