@@ -3,7 +3,6 @@ package monitor
 import (
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -17,20 +16,76 @@ type cgroupDir struct {
 	dir *os.File
 }
 
-// join moves a process into the instance's cgroups: all the v1 ones, and of the cgroup2 sub-tree the given part.
-func (in *instance) join(pid int, kind string) error {
+// groups are the cgroups of a child that is about to be made. A nil one has none.
+//
+// The child is made in its group of cgroup2, and joins those of v1 itself, as a single thread that writes "0" to their
+// "tasks". Both pass by the lock of the kernel (cgroup_threadgroup_rwsem) whose writer waits for a grace period of RCU, ten
+// milliseconds and more, as does every write to "cgroup.procs" (kernel/cgroup/cgroup.c, cgroup_procs_write_start, Linux 5.5).
+type groups struct {
+	v1    []int
+	v1Of  []string
+	v2    int
+	hasV2 bool
+}
+
+// groups opens the instance's cgroups for a child: all the v1 ones, and of the cgroup2 sub-tree the given part.
+func (in *instance) groups(kind string) (*groups, error) {
+	g := &groups{}
 	for _, c := range in.cgroups {
-		if c.Kind != wire.CgroupV1 && c.Kind != kind {
-			continue
-		}
-		if leavesOut(&c) {
-			continue
-		}
-		if err := writeCgroup(c.dir, "cgroup.procs", strconv.Itoa(pid)); err != nil {
-			return fmt.Errorf("join cgroup %s %s: %w", c.Kind, c.Controller, err)
+		switch {
+		case leavesOut(&c):
+		case c.Kind == wire.CgroupV1:
+			fd, err := unix.Openat(int(c.dir.Fd()), "tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				g.close()
+				return nil, fmt.Errorf("join cgroup %s %s: %w", c.Kind, c.Controller, err)
+			}
+			g.v1, g.v1Of = append(g.v1, fd), append(g.v1Of, c.Kind+" "+c.Controller)
+		case c.Kind == kind:
+			g.v2, g.hasV2 = int(c.dir.Fd()), true
 		}
 	}
-	return nil
+	return g, nil
+}
+
+// tasks are the open files to write to.
+func (g *groups) tasks() []int {
+	if g == nil {
+		return nil
+	}
+	return g.v1
+}
+
+// names are what they are called.
+func (g *groups) names() []string {
+	if g == nil {
+		return nil
+	}
+	return g.v1Of
+}
+
+// cloneArgs are the arguments of a clone3 without shared memory, into the group of cgroup2.
+func (g *groups) cloneArgs(flags uintptr) *cloneArgs {
+	a := &cloneArgs{flags: uint64(flags), exitSignal: uint64(unix.SIGCHLD)}
+	if g != nil && g.hasV2 {
+		a.flags |= unix.CLONE_INTO_CGROUP
+		a.cgroup = uint64(g.v2)
+	}
+	return a
+}
+
+// close may be repeated.
+func (g *groups) close() {
+	if g == nil {
+		return
+	}
+	wire.CloseAll(g.v1)
+	g.v1 = nil
+}
+
+// cloneArgs is struct clone_args of clone3(2), in its third version (Linux 5.7).
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
 // killCgroup kills every process at once where the kernel can (cgroup2, Linux 5.14). Elsewhere the end of init

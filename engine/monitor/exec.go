@@ -154,17 +154,22 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 	setns := func(fd int, flags uintptr) call {
 		return call{nr: unix.SYS_SETNS, a: [5]uintptr{uintptr(fd), flags}}
 	}
+	joins, err := in.groups(wire.CgroupExec)
+	if err != nil {
+		return nil, nil, err
+	}
 	var none uintptr
 	s := &spawnSpec{
 		join: []call{
 			setns(init, unix.CLONE_NEWUSER|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWCGROUP),
 		},
 		fork:   &none,
+		groups: joins,
 		files:  files,
 		prog:   in.k.cfg.Program,
 		argv:   []string{"exec"},
 		env:    append(runtimeEnv[:len(runtimeEnv):len(runtimeEnv)], holes.Env()...),
-		attach: func(pid int) error { return errors.Join(resetOOM(pid), in.join(pid, wire.CgroupExec)) },
+		attach: resetOOM,
 	}
 	if ownTime {
 		s.join = append(s.join, setns(timens, unix.CLONE_NEWTIME))

@@ -202,7 +202,13 @@ func (in *instance) spawnInit(again bool) error {
 	}
 	defer unix.Close(null)
 	const inner = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+	joins, err := in.groups(wire.CgroupPayload)
+	if err != nil {
+		ctl.Close()
+		return err
+	}
 	s := &spawnSpec{
+		groups: joins,
 		files:  []int{null, null, null, child},
 		prog:   in.k.cfg.Program,
 		argv:   []string{"init"},
@@ -224,9 +230,6 @@ func (in *instance) spawnInit(again bool) error {
 		ctl.Close()
 		return err
 	}
-	// Beside the start of init's own program, which only waits until it is told: joining v1 groups may take a
-	// grace period of the kernel.
-	joined := in.join(pid, wire.CgroupPayload)
 	in.mu.Lock()
 	in.pid, in.pidfd, in.ctl = pid, pidfd, ctl
 	in.mu.Unlock()
@@ -235,7 +238,7 @@ func (in *instance) spawnInit(again bool) error {
 		defer in.k.conns.Done()
 		in.ended(pid, <-done)
 	}()
-	return joined
+	return nil
 }
 
 // runtimeEnv is for the Go runtime of an init or exec helper: one processor and next to no collector, since they wait

@@ -30,6 +30,7 @@ func afterForkInChild()
 type call struct {
 	nr      uintptr
 	a       [5]uintptr
+	name    string // for messages, instead of the number
 	mayFail bool
 	// fork marks the second clone: the parent side reports the pid and ends, the child side goes on.
 	fork bool
@@ -43,12 +44,14 @@ type spawnSpec struct {
 	// made with CLONE_PARENT so that the child of it is the keeper's.
 	join []call
 	fork *uintptr
+	// groups are what it joins first.
+	groups *groups
 	// files become 0, 1, 2 … of the child; nothing else stays open but the program.
 	files []int
 	// prog is an open program, argv and env its arguments.
 	prog      int
 	argv, env []string
-	// attach runs in the parent when the first clone exists and waits: id maps, cgroups.
+	// attach runs in the parent when the first clone exists and waits: id maps.
 	attach func(pid int) error
 }
 
@@ -75,8 +78,10 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	if err != nil {
 		return 0, nil, fmt.Errorf("spawn: %w", err)
 	}
+	defer s.groups.close()
 	empty := [1]byte{}
 	var waitByte [1]byte
+	self := [1]byte{'0'}
 
 	// Descriptors: park all above fdBase, close everything below, put them in place. The pipes and the program
 	// keep fixed numbers so that the rest of the list can name them.
@@ -96,6 +101,8 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 		}
 	}
 	src = append(src, joins...)
+	tasks := fdBase + len(src)
+	src = append(src, s.groups.tasks()...)
 	// Copies above every source and every fixed number first, then the fixed ones: no step overwrites what a
 	// later one needs.
 	ceil := uintptr(fdBase + len(src))
@@ -113,6 +120,9 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	add(unix.SYS_CLOSE_RANGE, uintptr(fdBase+len(src)), ^uintptr(0)>>32, 0)
 	for i := range s.files {
 		add(unix.SYS_DUP3, uintptr(parked+i), uintptr(i), 0)
+	}
+	for i, name := range s.groups.names() {
+		calls = append(calls, call{nr: unix.SYS_WRITE, a: [5]uintptr{uintptr(tasks + i), uintptr(unsafe.Pointer(&self[0])), 1}, name: "join cgroup " + name})
 	}
 	add(unix.SYS_READ, syncFd, uintptr(unsafe.Pointer(&waitByte[0])), 1)
 	k := parked + len(s.files)
@@ -135,14 +145,16 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 		uintptr(unsafe.Pointer(&env[0])), unix.AT_EMPTY_PATH)
 
 	var rec [2]uintptr
+	args := s.groups.cloneArgs(s.flags)
 	runtime.LockOSThread()
 	syscall.ForkLock.Lock()
-	pid, errno := rawFork(s.flags|uintptr(unix.SIGCHLD), calls, moved, uintptr(report[1]), reportFd, &rec)
+	pid, errno := rawFork(args, calls, moved, uintptr(report[1]), reportFd, &rec)
 	syscall.ForkLock.Unlock()
 	runtime.UnlockOSThread()
 	runtime.KeepAlive(argv)
 	runtime.KeepAlive(env)
 	runtime.KeepAlive(calls)
+	s.groups.close()
 	if errno != 0 {
 		return 0, nil, fmt.Errorf("spawn: clone: %w", errno)
 	}
@@ -184,7 +196,11 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 			final = int(val)
 			continue
 		}
-		failed = fmt.Errorf("spawn: step %d (system call %d): %w", tag-2, calls[tag-2].nr, syscall.Errno(val))
+		c := calls[tag-2]
+		if c.name == "" {
+			c.name = fmt.Sprintf("step %d (system call %d)", tag-2, c.nr)
+		}
+		failed = fmt.Errorf("spawn: %s: %w", c.name, syscall.Errno(val))
 	}
 	done := first
 	if s.fork != nil {
@@ -212,10 +228,9 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 //go:norace
 //go:nosplit
 //go:noinline
-func rawFork(flags uintptr, calls []call, moved int, early, late uintptr, rec *[2]uintptr) (uintptr, syscall.Errno) {
+func rawFork(args *cloneArgs, calls []call, moved int, early, late uintptr, rec *[2]uintptr) (uintptr, syscall.Errno) {
 	beforeFork()
-	// arm64 and amd64 agree on the first two arguments; the others are 0.
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
 	if errno != 0 || pid != 0 {
 		afterFork()
 		return pid, errno

@@ -25,6 +25,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine"
 	"github.com/novalet/novalet/engine/cgroup"
@@ -172,7 +174,8 @@ func (b *bench) ours() (*instance, time.Duration, error) {
 		if ctx.Err() != nil {
 			return nil, 0, ctx.Err()
 		}
-		time.Sleep(20 * time.Microsecond)
+		// Not time.Sleep: with nothing else to do, Go's poller rounds it up to a millisecond.
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: 20_000}, nil)
 	}
 }
 
@@ -248,6 +251,9 @@ func (b *bench) start(r *report.Report, row, peer string, rounds int) error {
 // throughput starts and stops by eight at a time.
 func (b *bench) throughput(r *report.Report, peer string) error {
 	const n, par = 48, 8
+	if err := b.config(); err != nil {
+		return err
+	}
 	rate := func(one func(i int) error) (float64, error) {
 		var wg sync.WaitGroup
 		var mu sync.Mutex

@@ -102,8 +102,13 @@ static void moveto(int m, const char *path) {
 	close(m);
 }
 
-static void child(int sync, int out, int root, int number) {
+static char cg[16][4096];
+
+static void child(int sync, int out, int root, int number, char **group, int groups) {
 	char c;
+	// A single thread that moves itself waits for no grace period.
+	for (int i = 0; i < groups; i++)
+		if (strncmp(group[i], "2:", 2)) put(cg[i], "tasks", "0");
 	ok(read(sync, &c, 1), "wait");
 	ok(setresgid(0, 0, 0), "setresgid");
 	ok(setresuid(0, 0, 0), "setresuid");
@@ -158,7 +163,7 @@ int main(int argc, char **argv) {
 	if (argc < 6) return 2;
 	const char *dir = argv[1], *lower = argv[2];
 	int number = atoi(argv[4]), groups = argc - 5;
-	char up[4096], work[4096], cg[16][4096], text[64];
+	char up[4096], work[4096];
 	if (groups > 16) return 2;
 	double began = now();
 	for (int i = 0; i < groups; i++) {
@@ -198,10 +203,7 @@ int main(int argc, char **argv) {
 		}
 	pid_t pid = syscall(SYS_clone3, &ca, sizeof ca);
 	ok(pid, "clone3");
-	if (pid == 0) child(sync[0], out[1], root, number);
-	snprintf(text, sizeof text, "%d", pid);
-	for (int i = 0; i < groups; i++)
-		if (strncmp(argv[5 + i], "2:", 2)) put(cg[i], "cgroup.procs", text);
+	if (pid == 0) child(sync[0], out[1], root, number, argv + 5, groups);
 	char proc[64];
 	snprintf(proc, sizeof proc, "/proc/%d", pid);
 	put(proc, "uid_map", "0 100000 65536");
