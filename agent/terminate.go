@@ -28,8 +28,8 @@ const freePortsTime = 20 * time.Second
 // The host's side of the interfaces is cut before the ports are freed, so that an address given to somebody else is never
 // used by two, and unplugged after: of a port that Neutron still has, it would note first that it is down, and tell Nova,
 // just while it is to delete it. The ports and the container go side by side; Neutron is asked for the ports meanwhile. What
-// the instance took in Placement goes once the container has ended. Then the row goes, and after it what is read by nobody
-// who waits for the delete: its last state, the rows of its interfaces, ports that nobody here has heard of.
+// the instance took in Placement goes once the container has ended. Then the row goes, beside the unplugging of what is cut
+// already, and after it what is read by nobody who waits for the delete: its last state, the rows of its interfaces, ports that nobody here has heard of.
 func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operation) error {
 	t := newTiming(a.now())
 	inst := in.view()
@@ -52,7 +52,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	a.tell(in, op.Context, novalet.ActionShutdown, novalet.PhaseStart)
 	a.retrieveDevices(ctx, in, info)
 	var destroyErr error
-	var wg, allocation sync.WaitGroup
+	var wg, beside sync.WaitGroup // the row does not wait for beside
 	wg.Go(func() {
 		gone := t.start("container")
 		destroyErr = a.runtime.Destroy(ctx, in.uuid, novalet.DestroyOptions{})
@@ -60,7 +60,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 		if destroyErr != nil {
 			return
 		}
-		allocation.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
+		beside.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 		err := a.images.Release(ctx, in.uuid)
 		if rescued {
 			err = errors.Join(err, a.images.Release(ctx, rescueLease(in.uuid)))
@@ -71,9 +71,18 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 		}
 	})
 	var unsure bool
-	wg.Go(func() { unsure = a.dropInterfaces(ctx, in, t, op.Context, inst, info, left) })
+	wg.Go(func() {
+		unsure = a.dropInterfaces(ctx, in, t, op.Context, inst, info, left)
+		beside.Go(func() {
+			defer t.start("unplug")()
+			if err := a.unplugAll(ctx, in.uuid, info); err != nil {
+				in.log.Warn("interfaces stay plugged", "err", err)
+				left.Plugs = true
+			}
+		})
+	})
 	wg.Wait()
-	defer allocation.Wait()
+	defer beside.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {
 		return errShutdown
 	}
@@ -99,7 +108,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 		err = a.saveDeleted(ctx, in, op.Context)
 	}
 	wg.Wait()
-	allocation.Wait()
+	beside.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {
 		return errShutdown
 	}
@@ -130,8 +139,8 @@ func (in *instance) forgetHere(left *pending) {
 	})
 }
 
-// dropInterfaces cuts the host's side of the interfaces, frees the ports, with a bound on the time that a delete waits for
-// Neutron, and unplugs. It notes what is left of each, and tells whether there may be ports that it did not know of.
+// dropInterfaces cuts the host's side of the interfaces and frees the ports, with a bound on the time that a delete waits for
+// Neutron. It notes whether ports are left, and tells whether there may be some that it did not know of.
 func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo, left *pending) (unsure bool) {
 	portsCtx, cancel := context.WithTimeout(ctx, freePortsTime)
 	defer cancel()
@@ -144,13 +153,9 @@ func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc 
 			free, err = f.Deallocation(portsCtx, rc, inst, left.Info)
 		})
 	}
-	unplug := func() error {
-		defer t.start("unplug")()
-		return a.unplugAll(ctx, in.uuid, info)
-	}
 	if cerr := a.cutAll(ctx, in.uuid, info); cerr != nil {
 		in.log.Warn("interfaces are not cut", "err", cerr)
-		_ = unplug() // tried again below
+		_ = a.unplugAll(ctx, in.uuid, info) // tried again later
 	}
 	finding.Wait()
 	if err == nil {
@@ -162,10 +167,6 @@ func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc 
 		in.log.Warn("ports are not freed yet", "err", err)
 	}
 	left.Ports = err != nil
-	if err := unplug(); err != nil {
-		in.log.Warn("interfaces stay plugged", "err", err)
-		left.Plugs = true
-	}
 	return unsure
 }
 
