@@ -22,6 +22,11 @@ func (e *Engine) poolDir(size, inodes int64) string {
 	return filepath.Join(e.o.StateDir, "pool", fmt.Sprintf("%d-%d", size, inodes))
 }
 
+// templates is what disks are copied from.
+func (e *Engine) templates() rootfs.Templates {
+	return rootfs.Templates(filepath.Join(e.o.StateDir, "pool", "templates"))
+}
+
 // disk is the one that holds an instance's root.
 func (e *Engine) disk(id string) rootfs.Disk {
 	return rootfs.Disk{Dir: filepath.Join(e.dir(id), "disk")}
@@ -106,7 +111,7 @@ func (e *Engine) makeDisk(ctx context.Context, d rootfs.Disk, size, inodes int64
 	if err := os.Mkdir(d.Dir, 0o700); err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
-	if err := d.Make(ctx, size, inodes); err != nil {
+	if err := d.MakeFrom(ctx, e.templates(), size, inodes); err != nil {
 		return err
 	}
 	return d.Attach()
@@ -156,7 +161,7 @@ func (e *Engine) fill(dir string, size, inodes int64) error {
 		if err := os.Mkdir(d.Dir, 0o700); err != nil {
 			return err
 		}
-		err = d.Make(e.ctx, size, inodes)
+		err = d.MakeFrom(e.ctx, e.templates(), size, inodes)
 		if err == nil {
 			err = d.Attach()
 		}
@@ -172,6 +177,9 @@ func (e *Engine) fill(dir string, size, inodes int64) error {
 
 // dropUnfinished removes what a killed agent was making. It runs before anything is made.
 func (e *Engine) dropUnfinished() {
+	if err := e.templates().Tidy(); err != nil {
+		e.log.Warn("disk templates", "error", err)
+	}
 	e.eachPooled(func(d rootfs.Disk) error {
 		if !strings.HasSuffix(d.Dir, unfinished) {
 			return nil

@@ -56,7 +56,7 @@ func (d Disk) Make(ctx context.Context, size, inodes int64) error {
 	if err := f.Truncate(size); err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
-	args := []string{"-q", "-F", "-m", "0", "-O", "^resize_inode", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"}
+	args := []string{"-q", "-F", "-m", "0", "-O", "^resize_inode,metadata_csum,metadata_csum_seed", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"}
 	if inodes > 0 {
 		args = append(args, "-N", strconv.FormatInt(max(inodes, 128), 10))
 	}
