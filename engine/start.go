@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -57,12 +58,24 @@ func (e *Engine) Start(ctx context.Context, id string, c *novalet.ContainerSpec)
 		return fmt.Errorf("start container %s: %w: kind %q", id, novalet.ErrUnsupported, c.Kind)
 	}
 	rec.Kind = c.Kind
-	_, err = e.save(&rec)
-	if err == nil {
-		in.mu.Lock()
-		in.rec = rec
-		in.mu.Unlock()
-		err = e.startIn(ctx, k, &rec, c, in.userns)
+	// Beside the making of the root; the program does not run before it.
+	saving := make(chan error, 1)
+	go func() {
+		_, err := e.save(&rec)
+		saving <- err
+	}()
+	saved := sync.OnceValue(func() error {
+		err := <-saving
+		if err == nil {
+			in.mu.Lock()
+			in.rec = rec
+			in.mu.Unlock()
+		}
+		return err
+	})
+	err = e.startIn(ctx, k, &rec, c, in.userns, saved)
+	if serr := saved(); err == nil {
+		err = serr
 	}
 	// The slot of a new instance is on disk when its start is over.
 	if err == nil && in.synced != nil {
@@ -77,7 +90,8 @@ func (e *Engine) Start(ctx context.Context, id string, c *novalet.ContainerSpec)
 	return nil
 }
 
-func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet.ContainerSpec, userns int) error {
+// startIn makes the roots and has the keeper start what waits, once saved tells that the record is written.
+func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet.ContainerSpec, userns int, saved func() error) error {
 	sig, err := parseSignal(c.Process.StopSignal)
 	if err != nil {
 		return err
@@ -141,6 +155,9 @@ func (e *Engine) startIn(ctx context.Context, k *keeper, rec *record, c *novalet
 			tree.Files = append(tree.Files, fileOf(&f))
 		}
 		m.Trees = append(m.Trees, tree)
+	}
+	if err := saved(); err != nil {
+		return err
 	}
 	if _, err := k.call(ctx, wire.OpStart, rec.ID, m, nil, fds...); err != nil {
 		return fromKeeper(err)

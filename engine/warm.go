@@ -40,19 +40,18 @@ func (e *Engine) takeWarm(id string) *warmSlot {
 // assign makes a prepared slot the instance's. On error the slot's sandbox is gone and the range of ids still the
 // instance's.
 func (e *Engine) assign(ctx context.Context, in *instance, rec *record, w *warmSlot, st *wire.Status) error {
-	err := e.group(w.slot).Apply(&rec.Limits, e.apply(rec))
+	limited := make(chan error, 1)
+	go func() { limited <- e.group(w.slot).Apply(&rec.Limits, e.apply(rec)) }()
+	dir, err := os.Open(e.dir(rec.ID))
 	if err == nil {
-		var dir *os.File
-		if dir, err = os.Open(e.dir(rec.ID)); err == nil {
-			var got []int
-			got, err = w.keeper.call(ctx, wire.OpAssign, w.id, &wire.Assign{ID: rec.ID, Hostname: rec.Hostname, LogMax: e.o.ConsoleLogBytes}, st, int(dir.Fd()))
-			dir.Close()
-			if err == nil {
-				in.hold(got)
-			}
+		var got []int
+		got, err = w.keeper.call(ctx, wire.OpAssign, w.id, &wire.Assign{ID: rec.ID, Hostname: rec.Hostname, LogMax: e.o.ConsoleLogBytes}, st, int(dir.Fd()))
+		dir.Close()
+		if err == nil {
+			in.hold(got)
 		}
 	}
-	if err == nil {
+	if err = errors.Join(err, <-limited); err == nil {
 		in.mu.Lock()
 		in.keeper = w.keeper
 		in.mu.Unlock()
