@@ -24,6 +24,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
+	"github.com/gophercloud/gophercloud/v2/pagination"
 
 	"github.com/novalet/novalet/internal/httpapi"
 	"github.com/novalet/novalet/internal/osloconf"
@@ -195,6 +196,8 @@ func (b *bench) boot(host string, net bool) (uuid string, postToActive time.Dura
 	}
 }
 
+// remove deletes a server and waits until it is gone. It asks for the addresses, which are in Nova's database: to show a whole
+// server nova-api asks Neutron twice, which is just what the delete waits for.
 func (b *bench) remove(uuid string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -202,7 +205,7 @@ func (b *bench) remove(uuid string) error {
 		return err
 	}
 	for {
-		_, err := servers.Get(ctx, b.compute, uuid).Extract()
+		err := servers.ListAddresses(b.compute, uuid).EachPage(ctx, func(context.Context, pagination.Page) (bool, error) { return true, nil })
 		if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
 			return nil
 		}
