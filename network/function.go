@@ -113,6 +113,9 @@ func (p *Plugger) plugFunction(ctx context.Context, r *novalet.PlugRequest, ns *
 		if err := p.h.LinkSetDown(link); err != nil {
 			return fmt.Errorf("take down %s: %w", link.Attrs().Name, err)
 		}
+		// A card does not tell whether the host gave the function its address or the driver in an instance did, as one may that
+		// the host gave none: only what the host gives is kept.
+		have.MAC = ""
 		if err := p.pci.set(d.ParentName, d.VF, have, want); err != nil {
 			return fmt.Errorf("set up device %s: %w", d.Address, err)
 		}
@@ -133,12 +136,14 @@ func (p *Plugger) plugFunction(ctx context.Context, r *novalet.PlugRequest, ns *
 }
 
 // takeAddress gives the interface the port's MAC address, in the current namespace. Some drivers refuse it until the
-// function has come back from the reset that a new address means.
+// function has come back from the reset that a new address means; Intel's igbvf for ever, which has no address but the
+// card's and asks for that in the reset that comes with its interface going down.
 func (p *Plugger) takeAddress(ctx context.Context, address, mac string) error {
 	hw, err := net.ParseMAC(mac)
 	if err != nil {
 		return err
 	}
+	cycled := false
 	for end := time.Now().Add(2 * time.Second); ; {
 		link, err := p.thisFunction(address)
 		if err == nil {
@@ -147,6 +152,10 @@ func (p *Plugger) takeAddress(ctx context.Context, address, mac string) error {
 			}
 			if err = netlink.LinkSetHardwareAddr(link, hw); err == nil {
 				return nil
+			}
+			if !cycled && netlink.LinkSetUp(link) == nil && netlink.LinkSetDown(link) == nil {
+				cycled = true
+				continue
 			}
 		}
 		if time.Now().After(end) {
@@ -226,8 +235,24 @@ func spareName(d *novalet.PCIDevice) string {
 	return name[:min(len(name), 15)]
 }
 
+// dropNames takes away what the guest called the interface besides its name: a second name could be one that the host has,
+// or comes to need.
+func dropNames(h *netlink.Handle, link netlink.Link, d *novalet.PCIDevice) error {
+	for _, other := range link.Attrs().AltNames {
+		if err := h.LinkDelAltName(link, other); err != nil {
+			return fmt.Errorf("remove name %q of device %s: %w", other, d.Address, err)
+		}
+	}
+	if link.Attrs().Alias != "" {
+		if err := h.LinkSetAlias(link, ""); err != nil {
+			return fmt.Errorf("remove alias of device %s: %w", d.Address, err)
+		}
+	}
+	return nil
+}
+
 // retrieveFunction takes the port's function out of a namespace. Nil when it is not there. What the guest did to it the
-// kernel drops on the way (addresses, qdiscs, devices on top), or goes here: a second name could be one that the host has.
+// kernel drops on the way (addresses, qdiscs, devices on top), or goes here and in resetFunction.
 func (p *Plugger) retrieveFunction(d *novalet.PCIDevice, netns string) error {
 	ns, err := openNetNS(netns)
 	if err != nil {
@@ -247,15 +272,8 @@ func (p *Plugger) retrieveFunction(d *novalet.PCIDevice, netns string) error {
 		if err != nil {
 			return err
 		}
-		for _, other := range link.Attrs().AltNames {
-			if err := netlink.LinkDelAltName(link, other); err != nil {
-				return fmt.Errorf("remove name %q of device %s: %w", other, d.Address, err)
-			}
-		}
-		if link.Attrs().Alias != "" {
-			if err := netlink.LinkSetAlias(link, ""); err != nil {
-				return fmt.Errorf("remove alias of device %s: %w", d.Address, err)
-			}
+		if err := dropNames(&netlink.Handle{}, link, d); err != nil {
+			return err
 		}
 		// Looked at before: the kernel moves it first and renames it then, so that a name which is taken ends halfway.
 		name := hostName(d)
@@ -284,6 +302,12 @@ func (p *Plugger) resetFunction(ctx context.Context, d *novalet.PCIDevice) error
 	if err := p.h.LinkSetDown(link); err != nil {
 		return fmt.Errorf("take down %s: %w", link.Attrs().Name, err)
 	}
+	if err := dropNames(p.h, link, d); err != nil {
+		return err
+	}
+	if err := p.resetFlags(link); err != nil {
+		return fmt.Errorf("reset flags of device %s: %w", d.Address, err)
+	}
 	if name := hostName(d); link.Attrs().Name != name {
 		if err := p.h.LinkSetName(link, name); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("rename %s: %w", link.Attrs().Name, err)
@@ -296,6 +320,22 @@ func (p *Plugger) resetFunction(ctx context.Context, d *novalet.PCIDevice) error
 	}
 	if err := p.pci.set(d.ParentName, d.VF, have, vfSettings{MAC: noMAC, Spoof: true}); err != nil {
 		return fmt.Errorf("reset device %s: %w", d.Address, err)
+	}
+	return nil
+}
+
+// resetFlags undoes what a guest may have switched on, and the next one would find.
+func (p *Plugger) resetFlags(link netlink.Link) error {
+	flags := link.Attrs().RawFlags
+	for _, f := range []struct {
+		flag uint32
+		undo func(netlink.Link) error
+	}{{unix.IFF_PROMISC, p.h.SetPromiscOff}, {unix.IFF_ALLMULTI, p.h.LinkSetAllmulticastOff}, {unix.IFF_NOARP, p.h.LinkSetARPOn}} {
+		if flags&f.flag != 0 {
+			if err := f.undo(link); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
 )
@@ -205,6 +206,10 @@ func TestFunctionPlug(t *testing.T) {
 	ns = newNS(t)
 	r.NetNS = nsPath(ns)
 	plug()
+	// The card has this address already, but may have it from the function itself.
+	if got := card.changes(); got != "ens1 0 fa:16:3e:00:00:0a vlan 42 spoof true trust false" {
+		t.Errorf("set at the card for another namespace: %q", got)
+	}
 	if err := ping(other, "10.78.0.12"); err != nil {
 		t.Fatal(err)
 	}
@@ -277,11 +282,19 @@ func TestFunctionComesBack(t *testing.T) {
 	if err := p.Park(t.Context(), instA, v, nsPath(next)); err != nil {
 		t.Fatal(err)
 	}
-	if onHost(t, p, "nvf03100") == nil {
-		t.Error("with its name taken it got no spare one")
+	l := onHost(t, p, "nvf03100")
+	if l == nil {
+		t.Fatal("with its name taken it got no spare one")
+	}
+	// What a guest has made of it, where the namespace has ended before.
+	if err := errors.Join(p.h.LinkSetAlias(l, "mine"), p.h.LinkAddAltName(l, "minetoo"), p.h.SetPromiscOn(l), p.h.LinkSetAllmulticastOn(l), p.h.LinkSetARPOff(l)); err != nil {
+		t.Fatal(err)
 	}
 	if err := p.Unplug(t.Context(), instA, v); err != nil {
 		t.Fatal(err)
+	}
+	if a := onHost(t, p, "nvf03100").Attrs(); a.Alias != "" || len(a.AltNames) != 0 || a.RawFlags&(unix.IFF_PROMISC|unix.IFF_ALLMULTI|unix.IFF_NOARP) != 0 {
+		t.Errorf("unplugged: %+v", a)
 	}
 	// A card that is gone has nothing to be put back.
 	delete(card.has, 0)
