@@ -126,6 +126,10 @@ func (p *Plugger) plugFunction(ctx context.Context, r *novalet.PlugRequest, ns *
 		if err := moveLink(link, ns, InnerName(r.Index), nil, 0); err != nil {
 			return err
 		}
+		// A driver that its card does not listen to any more, since that was reset, takes the address and never works.
+		if err := inNetNS(ns, func() error { return p.cycle(d.Address) }); err != nil {
+			return err
+		}
 	} else if err := p.pci.set(d.ParentName, d.VF, have, want); err != nil {
 		return fmt.Errorf("set up device %s: %w", d.Address, err)
 	}
@@ -135,15 +139,28 @@ func (p *Plugger) plugFunction(ctx context.Context, r *novalet.PlugRequest, ns *
 	return p.configureLink(r, ns, func() (netlink.Link, error) { return p.thisFunction(d.Address) })
 }
 
+// cycle takes the interface up and down, in the current namespace: as it goes down, drivers of functions reset themselves at
+// their card. Intel's igbvf learns its address by that alone, and is refused any other. One that does not come up yet needs
+// none of it.
+func (p *Plugger) cycle(address string) error {
+	link, err := p.thisFunction(address)
+	if err != nil {
+		return err
+	}
+	_ = netlink.LinkSetUp(link)
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("take down %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
 // takeAddress gives the interface the port's MAC address, in the current namespace. Some drivers refuse it until the
-// function has come back from the reset that a new address means; Intel's igbvf for ever, which has no address but the
-// card's and asks for that in the reset that comes with its interface going down.
+// function has come back from the reset that a new address means.
 func (p *Plugger) takeAddress(ctx context.Context, address, mac string) error {
 	hw, err := net.ParseMAC(mac)
 	if err != nil {
 		return err
 	}
-	cycled := false
 	for end := time.Now().Add(2 * time.Second); ; {
 		link, err := p.thisFunction(address)
 		if err == nil {
@@ -152,10 +169,6 @@ func (p *Plugger) takeAddress(ctx context.Context, address, mac string) error {
 			}
 			if err = netlink.LinkSetHardwareAddr(link, hw); err == nil {
 				return nil
-			}
-			if !cycled && netlink.LinkSetUp(link) == nil && netlink.LinkSetDown(link) == nil {
-				cycled = true
-				continue
 			}
 		}
 		if time.Now().After(end) {
