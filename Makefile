@@ -8,7 +8,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-cloudimage test-net test-release test-sriov test-vm
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-cloudimage test-net test-release test-sriov test-sriov-vm test-vm
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ test-net: need-go ## the tests of networks on clouds of Neutron's other mechanis
 
 test-sriov: need-go ## the test of ports of vnic_type direct, on a cloud with a stand-in for the card, brought up for it; needs root
 	@tests/run.sh sriov
+
+test-sriov-vm: need-go ## the plugging of a card's virtual functions, on a card that QEMU emulates (no KVM needed); needs root
+	@tests/run.sh sriov-vm
 
 test-release: need-go ## tests on a cloud of the newest release (RELEASE=2026.2), brought up for them; needs root
 	@tests/run.sh release

@@ -33,7 +33,7 @@ func useCard(t *testing.T) (*Plugger, [2]*novalet.PCIDevice) {
 	t.Helper()
 	hosttest.RequireRoot(t)
 	if os.Getenv("NOVALET_SRIOV_CARD") != "1" {
-		t.Skip("takes the functions of an SR-IOV card: runs with NOVALET_SRIOV_CARD=1")
+		t.Skip("takes the functions of an SR-IOV card: runs with NOVALET_SRIOV_CARD=1 (make test-sriov-vm)")
 	}
 	p := newPlugger(t, Options{})
 	cards, err := filepath.Glob("/sys/class/net/*/device/sriov_totalvfs")

@@ -281,6 +281,20 @@ step_vm() {
     return $rc
 }
 
+# The same with a network card that QEMU emulates, SR-IOV and all, which Debian's kernel for clouds has no driver for. The
+# second card is at the other end of its cable.
+step_sriov_vm() {
+    packages "${VM_PKGS[@]}" || return 1
+    VM_QEMU=$(tests/vm/qemu.sh) || return 1
+    # One processor, for what functions ask of the emulated card by interrupt gets lost easily; and no memory above 4 GiB, where
+    # q35 has some from 2816 MiB on: with it, functions did not reach each other.
+    export VM_QEMU VM_MACHINE=q35 VM_SMP=1 VM_MEMORY=2048 VM_LIST=tests/vm/sriov VM_DEADLINE=3600
+    export VM_KERNEL=linux-image-amd64 VM_CACHE=${VM_CACHE:-/var/cache/novalet/vm-sriov}
+    export VM_DEVICES="-device pcie-root-port,id=port0 -netdev hubport,id=near,hubid=0 -netdev hubport,id=far,hubid=0
+        -device igb,bus=port0,netdev=near,romfile= -device virtio-net-pci,netdev=far,mac=52:54:00:00:fa:12,romfile="
+    step_vm
+}
+
 # The part of it that takes minutes.
 step_vm_smoke() {
     export VM_LIST=tests/vm/smoke VM_DEADLINE=900
@@ -340,6 +354,7 @@ for s in "$@"; do
         cloudimage) step build 2 && step cloudimage 25 ;;
         vm) step build 2 && step vm 60 ;;
         vm-smoke) step build 2 && step vm-smoke 10 ;;
+        sriov-vm) step build 2 && step sriov-vm 30 ;;
         packages|packages-demo) "step_${s//-/_}" || exit 1; exit 0 ;;
         *) echo "run.sh: no step $s" >&2; exit 2 ;;
     esac

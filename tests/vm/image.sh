@@ -1,7 +1,8 @@
 #!/bin/bash
 # image.sh: make the virtual machine of `make test-vm`, unless one of this very script is there, and print its folder:
 # root.img (Debian 12 with systemd and a production host's kernel and services), vmlinuz and initrd. Packages come from
-# where the host's own apt takes them. Takes one to three minutes; needs root.
+# where the host's own apt takes them. VM_KERNEL is the package of another kernel, for a VM_CACHE of its own. Takes one to
+# three minutes; needs root.
 # shellcheck disable=SC2016  # mmdebstrap expands the hooks
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,12 +10,13 @@ cache=${VM_CACHE:-/var/cache/novalet/vm}
 layers=${NOVALET_TEST_CACHE:-/var/tmp/novalet-testcache}
 
 # The host: kernel, systemd, AppArmor, Open vSwitch. Then what the tests run.
-host=systemd,systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,apparmor,openvswitch-switch,netbase
+kernel=${VM_KERNEL:-linux-image-cloud-amd64}
+host=systemd,systemd-sysv,dbus,udev,kmod,$kernel,apparmor,openvswitch-switch,netbase
 tools=busybox-static,mount,iproute2,iptables,e2fsprogs,xfsprogs,btrfs-progs,dosfstools,squashfs-tools,gdisk,fdisk,qemu-utils,umoci,skopeo
 tools=$tools,xz-utils,zstd,bzip2,acl,attr,libcap2-bin,procps,util-linux,ethtool,iputils-ping,curl
 guest=systemd,systemd-sysv,login,util-linux,procps,iproute2,sudo,passwd
 
-key=$(sha256sum "$here/image.sh" | cut -c1-16)
+key=$({ cat "$here/image.sh"; echo "$kernel"; } | sha256sum | cut -c1-16)
 out=$cache/$key
 if [ -s "$out/root.img" ]; then
     echo "$out"
@@ -40,8 +42,8 @@ root=$work/root
     fi
 ) 7>"$layers/lock"
 
-# The kernel is booted with an initramfs of our own that has the three drivers a root disk needs: Debian's takes longer
-# to make and to run than all of ours.
+# The kernel is booted with an initramfs of our own that has the drivers a root disk needs: Debian's takes longer to make
+# and to run than all of ours.
 export INITRD=No DEBIAN_FRONTEND=noninteractive
 mmdebstrap --quiet --mode=root --variant=minbase --include="$host,$tools" \
     --aptopt='APT::Install-Recommends "false"' \
@@ -54,15 +56,19 @@ cp "$root"/boot/vmlinuz-* "$work/vmlinuz"
 mkdir -p "$work/initrd"/{bin,proc,sys,dev,root}
 cp "$root/bin/busybox" "$work/initrd/bin/"
 load=
-for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
-    find "$modules" -name "$m.ko" -exec cp {} "$work/initrd/" \;
-    load+=" $m"
+for m in virtio_pci virtio_blk ext4; do
+    while read -r kind file _; do
+        if [ "$kind" = insmod ] && [ ! -e "$work/initrd/${file##*/}" ]; then
+            cp "$root$file" "$work/initrd/"
+            load+=" ${file##*/}"
+        fi
+    done < <(chroot "$root" modprobe -S "${modules##*/}" --show-depends $m)
 done
 cat >"$work/initrd/init" <<EOF
 #!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
-for m in$load; do /bin/busybox insmod /\$m.ko; done
+for m in$load; do /bin/busybox insmod /\$m; done
 for i in \$(/bin/busybox seq 200); do [ -e /dev/vda ] && break; /bin/busybox usleep 50000; done
 /bin/busybox mount -t ext4 /dev/vda /root || exec /bin/busybox poweroff -f
 /bin/busybox umount /proc

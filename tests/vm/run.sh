@@ -2,7 +2,8 @@
 # run.sh: boot the virtual machine, run the tests of tests/vm/list (or VM_LIST) in it and bring the results to build/test/vm:
 # NAME.log and NAME.rc of each line of the list, NAME.log.again and NAME.rc.again where something failed. Fails when the
 # machine did not get to the end of the list; which tests failed is for the caller to read. Needs root and an image's
-# packages; KVM is not needed, and used only when VM_ACCEL=kvm asks for it.
+# packages; KVM is not needed, and used only when VM_ACCEL=kvm asks for it. VM_QEMU, VM_MACHINE, VM_SMP and VM_DEVICES are
+# another QEMU, machine, number of processors, and further devices; VM_MEMORY is in MiB.
 set -eu
 cd "$(dirname "$0")/../.."
 GO=${GO:-go}
@@ -56,14 +57,14 @@ disk_of() { # ID FILE OPTIONS
 }
 t0=$(date +%s)
 : >"$out/console.log"
-# shellcheck disable=SC2046  # words
-TMPDIR=$PWD/$stage qemu-system-x86_64 -accel "$accel" -cpu "${VM_CPU:-max}" -smp 2 -m 3072 -nodefaults -no-user-config -no-reboot -display none \
+# shellcheck disable=SC2046,SC2086  # words
+TMPDIR=$PWD/$stage "${VM_QEMU:-qemu-system-x86_64}" -machine "${VM_MACHINE:-pc}" -accel "$accel" -cpu "${VM_CPU:-max}" -smp "${VM_SMP:-2}" -m "${VM_MEMORY:-3072}" -nodefaults -no-user-config -no-reboot -display none \
     -kernel "$image/vmlinuz" -initrd "$image/initrd.img" \
     -append 'console=ttyS0 loglevel=4 panic=-1 systemd.show_status=0 mitigations=off' \
     $(disk_of root "$image/root.img" snapshot=on,cache=unsafe) \
     $(disk_of tests "$stage/tests.img" readonly=on,cache=unsafe) \
     $(disk_of result "$stage/result.img" cache=unsafe) \
-    -device virtio-rng-pci -serial "file:$out/console.log" >"$out/qemu.log" 2>&1 </dev/null &
+    -device virtio-rng-pci ${VM_DEVICES:-} -serial "file:$out/console.log" >"$out/qemu.log" 2>&1 </dev/null &
 pid=$!
 trap 'kill -9 $pid 2>/dev/null || true; rm -rf "$stage"' EXIT
 

@@ -47,6 +47,11 @@ export NOVALET_QUOTA_TESTS=1 NOVALET_SYSTEMD_TESTS=1 NOVALET_TEST_IMAGE=/t/image
 [ ! -d /t/install ] || tar -C /t/install -cf - . | tar -C / --keep-directory-symlink -xf -
 modprobe openvswitch
 export NOVALET_OVS_DATAPATH=system
+# Where the machine has a card with SR-IOV, that is for the tests, and the far end of its cable is known by its address.
+for dev in /sys/class/net/*; do
+    [ ! -e "$dev/device/sriov_totalvfs" ] || export NOVALET_SRIOV_CARD=1
+    [ "$(cat "$dev/address")" != 52:54:00:00:fa:12 ] || export NOVALET_SRIOV_FAR=${dev##*/}
+done
 /t/novalet doctor >$out/doctor.txt 2>&1
 
 while read -r name pkg args; do
