@@ -9,6 +9,7 @@ import (
 // TestFirstServer: what `make cloud` ends with, the first server of a user on the command line, twice.
 func TestFirstServer(t *testing.T) {
 	u := as(t, "demo")
+	deleteAll(t, u, serversNamed(t, u, "hello$")) // the one that `make cloud` made, unless that is CI's
 	before := snapshot(t)
 	t.Cleanup(func() {
 		deleteAll(t, u, serversNamed(t, u, "hello$"))
