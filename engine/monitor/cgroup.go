@@ -16,71 +16,45 @@ type cgroupDir struct {
 	dir *os.File
 }
 
-// groups are the cgroups of a child that is about to be made. A nil one has none.
+// groups are the cgroups of a child that is about to be made.
 //
 // The child is made in its group of cgroup2, and joins those of v1 itself, as a single thread that writes "0" to their
 // "tasks". Both pass by the lock of the kernel (cgroup_threadgroup_rwsem) whose writer waits for a grace period of RCU, ten
 // milliseconds and more, as does every write to "cgroup.procs" (kernel/cgroup/cgroup.c, cgroup_procs_write_start, Linux 5.5).
 type groups struct {
-	v1    []int
-	v1Of  []string
-	v2    int
-	hasV2 bool
+	tasks []int    // open files of the v1 ones
+	names []string // what they are called
+	v2    int      // a directory of the instance's, -1 for none
 }
 
 // groups opens the instance's cgroups for a child: all the v1 ones, and of the cgroup2 sub-tree the given part.
-func (in *instance) groups(kind string) (*groups, error) {
-	g := &groups{}
+func (in *instance) groups(kind string) (groups, error) {
+	g := groups{v2: -1}
 	for _, c := range in.cgroups {
 		switch {
 		case leavesOut(&c):
 		case c.Kind == wire.CgroupV1:
 			fd, err := unix.Openat(int(c.dir.Fd()), "tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
-				g.close()
-				return nil, fmt.Errorf("join cgroup %s %s: %w", c.Kind, c.Controller, err)
+				wire.CloseAll(g.tasks)
+				return groups{}, fmt.Errorf("join cgroup %s %s: %w", c.Kind, c.Controller, err)
 			}
-			g.v1, g.v1Of = append(g.v1, fd), append(g.v1Of, c.Kind+" "+c.Controller)
+			g.tasks, g.names = append(g.tasks, fd), append(g.names, c.Kind+" "+c.Controller)
 		case c.Kind == kind:
-			g.v2, g.hasV2 = int(c.dir.Fd()), true
+			g.v2 = int(c.dir.Fd())
 		}
 	}
 	return g, nil
 }
 
-// tasks are the open files to write to.
-func (g *groups) tasks() []int {
-	if g == nil {
-		return nil
-	}
-	return g.v1
-}
-
-// names are what they are called.
-func (g *groups) names() []string {
-	if g == nil {
-		return nil
-	}
-	return g.v1Of
-}
-
 // cloneArgs are the arguments of a clone3 without shared memory, into the group of cgroup2.
-func (g *groups) cloneArgs(flags uintptr) *cloneArgs {
+func (g groups) cloneArgs(flags uintptr) *cloneArgs {
 	a := &cloneArgs{flags: uint64(flags), exitSignal: uint64(unix.SIGCHLD)}
-	if g != nil && g.hasV2 {
+	if g.v2 >= 0 {
 		a.flags |= unix.CLONE_INTO_CGROUP
 		a.cgroup = uint64(g.v2)
 	}
 	return a
-}
-
-// close may be repeated.
-func (g *groups) close() {
-	if g == nil {
-		return
-	}
-	wire.CloseAll(g.v1)
-	g.v1 = nil
 }
 
 // cloneArgs is struct clone_args of clone3(2), in its third version (Linux 5.7).

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
 // A process that joins an existing user namespace must be single-threaded when it does, so neither the Go
@@ -44,8 +46,8 @@ type spawnSpec struct {
 	// made with CLONE_PARENT so that the child of it is the keeper's.
 	join []call
 	fork *uintptr
-	// groups are what it joins first.
-	groups *groups
+	// groups are what it joins first; spawn closes them.
+	groups groups
 	// files become 0, 1, 2 … of the child; nothing else stays open but the program.
 	files []int
 	// prog is an open program, argv and env its arguments.
@@ -60,6 +62,7 @@ const fdBase = 200
 
 // spawn starts the child and returns its pid and the channel that gets its status. claim gives the channel of a pid.
 func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan unix.WaitStatus, error) {
+	defer wire.CloseAll(s.groups.tasks)
 	var sync, report [2]int
 	if err := unix.Pipe2(sync[:], unix.O_CLOEXEC); err != nil {
 		return 0, nil, fmt.Errorf("spawn: open pipe: %w", err)
@@ -78,7 +81,6 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	if err != nil {
 		return 0, nil, fmt.Errorf("spawn: %w", err)
 	}
-	defer s.groups.close()
 	empty := [1]byte{}
 	var waitByte [1]byte
 	self := [1]byte{'0'}
@@ -102,7 +104,7 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	}
 	src = append(src, joins...)
 	tasks := fdBase + len(src)
-	src = append(src, s.groups.tasks()...)
+	src = append(src, s.groups.tasks...)
 	// Copies above every source and every fixed number first, then the fixed ones: no step overwrites what a
 	// later one needs.
 	ceil := uintptr(fdBase + len(src))
@@ -121,7 +123,7 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	for i := range s.files {
 		add(unix.SYS_DUP3, uintptr(parked+i), uintptr(i), 0)
 	}
-	for i, name := range s.groups.names() {
+	for i, name := range s.groups.names {
 		calls = append(calls, call{nr: unix.SYS_WRITE, a: [5]uintptr{uintptr(tasks + i), uintptr(unsafe.Pointer(&self[0])), 1}, name: "join cgroup " + name})
 	}
 	add(unix.SYS_READ, syncFd, uintptr(unsafe.Pointer(&waitByte[0])), 1)
@@ -154,7 +156,6 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	runtime.KeepAlive(argv)
 	runtime.KeepAlive(env)
 	runtime.KeepAlive(calls)
-	s.groups.close()
 	if errno != 0 {
 		return 0, nil, fmt.Errorf("spawn: clone: %w", errno)
 	}
