@@ -41,39 +41,49 @@ func (d Disk) Exists() bool {
 // Make makes a sparse image file with an ext4 of the given bytes and inodes (0 lets mkfs choose). A half-made one
 // is replaced; it may be repeated.
 func (d Disk) Make(ctx context.Context, size, inodes int64) error {
+	if size < MinDisk && !d.Exists() {
+		return fmt.Errorf("make disk: %d bytes are less than %d", size, MinDisk)
+	}
+	return d.write(func(f *os.File) error {
+		if err := f.Truncate(size); err != nil {
+			return err
+		}
+		args := []string{"-q", "-F", "-m", "0", "-O", "^resize_inode,metadata_csum,metadata_csum_seed", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"}
+		if inodes > 0 {
+			args = append(args, "-N", strconv.FormatInt(max(inodes, 128), 10))
+		}
+		if size <= 1<<30 {
+			args = append(args, "-J", "size=4")
+		}
+		cmd := exec.CommandContext(ctx, "mkfs.ext4", append(args, f.Name())...)
+		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("mkfs.ext4: %w: %s", err, bytes.TrimSpace(out.Bytes()))
+		}
+		return nil
+	})
+}
+
+// write makes the image file with what fill puts into it, durably and as a whole. Nothing where it exists.
+func (d Disk) write(fill func(f *os.File) error) error {
 	if d.Exists() {
 		return nil
 	}
-	if size < MinDisk {
-		return fmt.Errorf("make disk: %d bytes are less than %d", size, MinDisk)
-	}
 	tmp := d.Image() + ".new"
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err == nil {
+		defer f.Close()
+		err = fill(f)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = os.Rename(tmp, d.Image())
+	}
 	if err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	defer f.Close()
-	if err := f.Truncate(size); err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	args := []string{"-q", "-F", "-m", "0", "-O", "^resize_inode,metadata_csum,metadata_csum_seed", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"}
-	if inodes > 0 {
-		args = append(args, "-N", strconv.FormatInt(max(inodes, 128), 10))
-	}
-	if size <= 1<<30 {
-		args = append(args, "-J", "size=4")
-	}
-	cmd := exec.CommandContext(ctx, "mkfs.ext4", append(args, tmp)...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("make disk: mkfs.ext4: %w: %s", err, bytes.TrimSpace(out.Bytes()))
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	if err := os.Rename(tmp, d.Image()); err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
 	return nil

@@ -15,7 +15,8 @@ import (
 )
 
 // Templates is a directory of empty file systems, one for each size in use, that disks are copied from: what mkfs writes
-// into a sparse file is little, and to copy that takes a tenth of the time of mkfs.
+// into a sparse file is little, and to copy that takes a fifth to a half of the time of mkfs (1.1 of 5 ms for 64 MiB, 2.5 of 6
+// for 10 GiB).
 type Templates string
 
 // templateVersion changes with what Make asks of mkfs.
@@ -47,25 +48,12 @@ func (d Disk) MakeFrom(ctx context.Context, t Templates, size, inodes int64) err
 		return err
 	}
 	defer from.Close()
-	tmp := d.Image() + ".new"
-	to, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	defer to.Close()
-	if err := copySparse(to, from, size); err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	if err := renew(to); err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	if err := to.Sync(); err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	if err := os.Rename(tmp, d.Image()); err != nil {
-		return fmt.Errorf("make disk: %w", err)
-	}
-	return nil
+	return d.write(func(to *os.File) error {
+		if err := copySparse(to, from, size); err != nil {
+			return err
+		}
+		return renew(to)
+	})
 }
 
 // open opens the template of a size.
