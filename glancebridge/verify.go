@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/internal/statefile"
+	"github.com/novalet/novalet/internal/thread"
 )
 
 // The files of a layer beside its tree and meta.json.
@@ -169,11 +169,13 @@ func (s *Store) sealSoon() {
 	}
 	s.sealing = true
 	s.wg.Go(func() {
-		// The thread has its priority until it ends, and ends with the goroutine, which does not unlock it.
-		runtime.LockOSThread()
-		idleThread()
-		for s.sealNext() {
-		}
+		// The thread has its priority until it ends.
+		_ = thread.Run(func() error {
+			idleThread()
+			for s.sealNext() {
+			}
+			return nil
+		})
 	})
 }
 

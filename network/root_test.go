@@ -18,6 +18,7 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/internal/hosttest"
+	"github.com/novalet/novalet/internal/thread"
 )
 
 // hostNS moves the test into a network namespace of its own, which plays the host. The thread is not given back.
@@ -34,7 +35,7 @@ func hostNS(t *testing.T) {
 func newNS(t *testing.T) *os.File {
 	t.Helper()
 	var f *os.File
-	err := onThread(func() (err error) {
+	err := thread.Run(func() (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			f, err = os.Open("/proc/thread-self/ns/net")
 		}

@@ -4,13 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet/engine/mnt"
+	"github.com/novalet/novalet/internal/thread"
 )
 
 // attached is overlay for kernels whose overlayfs takes layers by name only (lowerdir+ with a descriptor is Linux 6.13),
@@ -19,15 +19,11 @@ import (
 // when this process is killed.
 func attached(lowers []int, upper, work string) (int, error) {
 	fd := -1
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// Never unlocked: the thread has a root and a working directory of its own now and ends with the goroutine.
-		runtime.LockOSThread()
+	// The thread has a root and a working directory of its own then.
+	err := thread.Run(func() (err error) {
 		fd, err = attachedHere(lowers, upper, work)
-	}()
-	<-done
+		return err
+	})
 	if err != nil {
 		if fd >= 0 {
 			unix.Close(fd)

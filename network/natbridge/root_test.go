@@ -20,6 +20,7 @@ import (
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/internal/hosttest"
+	"github.com/novalet/novalet/internal/thread"
 	"github.com/novalet/novalet/network"
 )
 
@@ -27,7 +28,7 @@ import (
 func newNS(t *testing.T) *os.File {
 	t.Helper()
 	var f *os.File
-	err := onThread(func() (err error) {
+	err := thread.Run(func() (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			f, err = os.Open("/proc/thread-self/ns/net")
 		}
@@ -40,18 +41,8 @@ func newNS(t *testing.T) *os.File {
 	return f
 }
 
-// onThread runs fn on a thread that is thrown away.
-func onThread(fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		done <- fn()
-	}()
-	return <-done
-}
-
 func in(ns *os.File, fn func() error) error {
-	return onThread(func() error {
+	return thread.Run(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/thread"
 	"github.com/novalet/novalet/network"
 	"github.com/novalet/novalet/network/natbridge"
 	"github.com/novalet/novalet/tests/bench/report"
@@ -72,7 +73,7 @@ type ns struct{ f *os.File }
 
 func newNS() (*ns, error) {
 	n := &ns{}
-	err := onThread(func() (err error) {
+	err := thread.Run(func() (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			n.f, err = os.Open("/proc/thread-self/ns/net")
 		}
@@ -84,7 +85,7 @@ func newNS() (*ns, error) {
 func (n *ns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.f.Fd()) }
 
 func (n *ns) in(fn func() error) error {
-	return onThread(func() error {
+	return thread.Run(func() error {
 		if err := unix.Setns(int(n.f.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -93,15 +94,6 @@ func (n *ns) in(fn func() error) error {
 }
 
 func (n *ns) sh(script string) error { return n.in(func() error { return sh(script) }) }
-
-func onThread(fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		done <- fn()
-	}()
-	return <-done
-}
 
 func sh(script string) error {
 	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
