@@ -173,7 +173,7 @@ func (v *View) handle(req []byte) ([]byte, syscall.Errno) {
 		}
 		// Good for no time: each read asks again, finds another time of change and reads anew. Direct I/O would do
 		// the same but gives sendfile (busybox cat) an empty file.
-		return append(make([]byte, 16, 104), v.attr(node)...), 0
+		return append(make([]byte, 16, 104), v.attr(node, true)...), 0
 	case opLookup:
 		name := string(cstring(in))
 		i := slices.IndexFunc(v.files, func(f File) bool { return f.Name == name })
@@ -183,7 +183,8 @@ func (v *View) handle(req []byte) ([]byte, syscall.Errno) {
 		out := make([]byte, 40, 128)
 		binary.NativeEndian.PutUint64(out, uint64(i+firstNode))
 		binary.NativeEndian.PutUint64(out[16:], 3600)
-		return append(out, v.attr(uint64(i+firstNode))...), 0
+
+		return append(out, v.attr(uint64(i+firstNode), false)...), 0
 	case opOpen, opOpendir:
 		if !v.valid(node) || (node == rootNode) != (op == opOpendir) {
 			return nil, unix.ENOENT
@@ -215,13 +216,16 @@ func (v *View) valid(node uint64) bool {
 	return node >= rootNode && node < uint64(len(v.files)+firstNode)
 }
 
-// attr is a struct fuse_attr.
-func (v *View) attr(node uint64) []byte {
+// attr is a struct fuse_attr, of a file with its size if that is asked for.
+func (v *View) attr(node uint64, size bool) []byte {
 	a := make([]byte, 88)
 	binary.NativeEndian.PutUint64(a, node)
 	mode, nlink := uint32(unix.S_IFREG|0o444), uint32(1)
 	if node == rootNode {
 		mode, nlink = unix.S_IFDIR|0o555, 2
+	} else if !size {
+		// Not yet known, and asked for by whoever wants to know. What reads without asking (sendfile) stops where a read is short of it.
+		binary.NativeEndian.PutUint64(a[8:], maxRead)
 	} else if c := v.content(node, true); c != nil {
 		binary.NativeEndian.PutUint64(a[8:], uint64(len(c.data)))
 		binary.NativeEndian.PutUint64(a[16:], uint64(len(c.data)+511)/512)
