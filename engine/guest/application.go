@@ -1,7 +1,7 @@
 package guest
 
 import (
-	"os"
+	"fmt"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +11,7 @@ import (
 
 // application prepares the init of an application: it stays as the first process, reaps what is orphaned, passes
 // signals on to the one program, and ends with its exit code.
-func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport, sigs <-chan os.Signal) (func() (int, error), error) {
+func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport, signals int) (func() (int, error), error) {
 	p, err := resolve(&cfg.Process, true)
 	if err != nil {
 		return nil, err
@@ -22,7 +22,7 @@ func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport, sigs 
 		rep.StopSignal = int(unix.SIGTERM)
 	}
 	return func() (int, error) {
-		listener, err := confine(&cfg.Confine)
+		listener, err := confine(&cfg.Confine, true)
 		if err != nil {
 			return 0, err
 		}
@@ -30,13 +30,13 @@ func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport, sigs 
 		if err := handOver(c, listener); err != nil {
 			return 0, err
 		}
-		// What came before there was a program is not meant for it.
-		for len(sigs) > 0 {
-			<-sigs
-		}
 		groups := p.id.groups
 		if groups == nil {
 			groups = []uint32{}
+		}
+		// What came before there was a program is not meant for it.
+		if err := drop(signals); err != nil {
+			return 0, err
 		}
 		pid, err := syscall.ForkExec(p.path, p.args, &syscall.ProcAttr{
 			Dir:   p.cwd,
@@ -56,12 +56,12 @@ func application(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport, sigs 
 		for fd := range 3 {
 			unix.Close(fd)
 		}
-		return reap(pid, sigs), nil
+		return reap(pid, signals)
 	}, nil
 }
 
-// reap waits for children until the program ends and returns its exit code.
-func reap(pid int, sigs <-chan os.Signal) int {
+// reap waits for children and passes signals on until the program ends, and returns its exit code.
+func reap(pid, signals int) (int, error) {
 	for {
 		for {
 			var ws unix.WaitStatus
@@ -76,14 +76,19 @@ func reap(pid int, sigs <-chan os.Signal) int {
 				continue
 			}
 			if ws.Signaled() {
-				return 128 + int(ws.Signal())
+				return 128 + int(ws.Signal()), nil
 			}
-			return ws.ExitStatus()
+			return ws.ExitStatus(), nil
 		}
-		sig, ok := (<-sigs).(unix.Signal)
-		// SIGURG is how the Go runtime interrupts its own threads.
-		if ok && sig != unix.SIGCHLD && sig != unix.SIGURG {
-			_ = unix.Kill(pid, sig)
+		var buf [64]byte
+		n, err := unix.Read(signals, buf[:])
+		if err != nil && err != unix.EINTR {
+			return 0, fmt.Errorf("read signals: %w", err)
+		}
+		for _, sig := range buf[:max(n, 0)] {
+			if sig != byte(unix.SIGCHLD) {
+				_ = unix.Kill(pid, unix.Signal(sig))
+			}
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 // The base is the root of an instance's mount namespace while init waits for what it shall start: a small tmpfs with a
 // place for the root to come and, on a mount that is dropped before anything of the tenant runs, what the making of the root needs:
-// some of what the keeper's own root has of the host, and a place for the /proc view.
+// some of what the keeper's own root has of the host, and places for the /proc view and for what is made of the instance's own before its root is there.
 //
 // It is made before there is anything to wait for. To change the root of a namespace the kernel looks at every process
 // of the machine (chroot_fs_refs), and to drop the copies of what a keeper has mounted for others takes the longer the more
@@ -49,7 +49,7 @@ func enterBase() error {
 // showHost attaches in the base what the making of a root needs of the host: /proc and /sys, for new ones may be mounted
 // only where whole ones are seen, and the device nodes.
 func showHost(base int) error {
-	host, err := mnt.New("tmpfs", "size=64k,nr_inodes=32,mode=0755", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
+	host, err := mnt.New("tmpfs", "size=64k,nr_inodes=40,mode=0755", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func showHost(base int) error {
 		}
 		return nil
 	}
-	for _, d := range []string{"proc", "sys", "dev", "view"} {
+	for _, d := range []string{"proc", "sys", "dev", "view", "own", "own/proc", "own/sys", "own/dev"} {
 		if err := unix.Mkdirat(host, d, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", d, err)
 		}

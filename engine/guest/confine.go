@@ -11,8 +11,8 @@ import (
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
-// everyThread makes a system call on all threads of the process: the Go runtime's own threads are as much part of
-// the confined process as the one that goes on.
+// everyThread makes a system call on all threads of the process: of one that stays, the Go runtime's own threads are as
+// much part of it as the one that goes on.
 func everyThread(nr uintptr, a ...uintptr) error {
 	var v [6]uintptr
 	copy(v[:], a)
@@ -26,10 +26,11 @@ func everyThread(nr uintptr, a ...uintptr) error {
 // installs the filter. After it the process can only go on to the tenant's program. What it returns is for the keeper
 // (see seccomp).
 //
-// Filter, no_new_privs and the capabilities themselves are of all threads. The bounding set is of this thread alone, from
+// Filter, no_new_privs and, where the process stays beside the program, the capabilities are of all threads; one that turns
+// into the program loses its other threads by that. The bounding set is of this thread alone, from
 // which the tenant's program comes: the others run none, and each change on all threads costs as much as all else here.
 // The kernel takes no_new_privs over with the filter, and empties the ambient set with the capabilities.
-func confine(c *wire.Confine) (listener int, err error) {
+func confine(c *wire.Confine, stays bool) (listener int, err error) {
 	if holes.Open(holes.Descriptors) {
 		_, _ = unix.Open("/", unix.O_PATH, 0)
 	}
@@ -59,7 +60,12 @@ func confine(c *wire.Confine) (listener int, err error) {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	lo, hi := uint32(c.Bounding), uint32(c.Bounding>>32)
 	data := [2]unix.CapUserData{{Effective: lo, Permitted: lo}, {Effective: hi, Permitted: hi}}
-	if err := everyThread(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0]))); err != nil {
+	if stays {
+		err = everyThread(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])))
+	} else {
+		err = unix.Capset(&hdr, &data[0])
+	}
+	if err != nil {
 		return -1, fmt.Errorf("set capabilities: %w", err)
 	}
 	return listener, nil

@@ -21,7 +21,7 @@ func Exec() int {
 	}
 	// The program that follows must not inherit it; that it closes is how the keeper knows that the program runs.
 	unix.CloseOnExec(controlFd)
-	c, err := wire.NewConn(controlFd)
+	c, err := wire.NewBlocking(controlFd)
 	if err != nil {
 		return 125
 	}
@@ -53,7 +53,7 @@ func become(c *wire.Conn, m *wire.Exec) error {
 		// Pipes that the agent made belong to the host's root: /dev/stdout must be usable by the process.
 		_ = unix.Fchown(fd, int(p.id.uid), int(p.id.gid))
 	}
-	listener, err := confine(&m.Confine)
+	listener, err := confine(&m.Confine, false)
 	if err != nil {
 		return err
 	}

@@ -7,14 +7,14 @@
 // whatever capabilities the tracer has there (would_dump in fs/exec.c). Until its last step nothing of the tenant has run in the namespaces; what the tenant
 // can have prepared is the content of the root, and that is only opened by openat2 without a way out.
 //
-// It starts no goroutine but those of os/signal, and keeps nothing on disk.
+// It starts no goroutine and keeps nothing on disk.
 package guest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"runtime"
 	"time"
 
@@ -50,24 +50,27 @@ func Init() int {
 	runtime.LockOSThread()
 	// The program that follows must not inherit it; that it closes is how the keeper knows that the program runs.
 	unix.CloseOnExec(controlFd)
-	c, err := wire.NewConn(controlFd)
+	c, err := wire.NewBlocking(controlFd)
 	if err != nil {
 		return 125
 	}
-	// While nobody waits for it: the runtime takes some milliseconds to ask for all signals.
-	sigs := make(chan os.Signal, 64)
-	signal.Notify(sigs)
-	baseErr := enterBase()
+	r := &root{rescue: -1, view: -1}
+	signals, notReady := catch()
+	for _, step := range []func() error{enterBase, r.prepare, warmUp} {
+		if notReady == nil {
+			notReady = step()
+		}
+	}
 	var cfg wire.InitConfig
 	fds, err := c.Recv(&cfg)
 	if err != nil {
 		return 125 // never started
 	}
-	if baseErr != nil {
-		report(c, baseErr)
+	if notReady != nil {
+		report(c, notReady)
 		return 125
 	}
-	code, err := run(c, &cfg, fds, sigs)
+	code, err := run(c, r, &cfg, fds, signals)
 	if err != nil {
 		report(c, err)
 		return 125
@@ -75,7 +78,19 @@ func Init() int {
 	return code
 }
 
-func run(c *wire.Conn, cfg *wire.InitConfig, fds []int, sigs <-chan os.Signal) (int, error) {
+// warmUp has encoding/json look at the types of the messages to come: the first of each takes longest.
+func warmUp() error {
+	b, err := json.Marshal(&wire.InitConfig{Start: wire.Start{Files: []wire.File{{}}, Trees: []wire.Tree{{}}, Disks: []wire.Disk{{}}}, View: map[string]string{"": ""}})
+	if err == nil {
+		err = json.Unmarshal(b, &wire.InitConfig{})
+	}
+	if err == nil {
+		_, err = json.Marshal(&wire.InitReport{Error: &wire.Error{}})
+	}
+	return err
+}
+
+func run(c *wire.Conn, r *root, cfg *wire.InitConfig, fds []int, signals int) (int, error) {
 	if len(fds) == 0 {
 		return 0, errors.New("no root")
 	}
@@ -91,7 +106,7 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int, sigs <-chan os.Signal) (
 	if err := newTime(); err != nil {
 		return 0, err
 	}
-	r := &root{cfg: cfg, fd: fds[0], rescue: -1, view: -1}
+	r.cfg, r.fd = cfg, fds[0]
 	rest := fds[1:]
 	if cfg.Rescue != "" && len(rest) > 0 {
 		r.rescue, rest = rest[0], rest[1:]
@@ -115,7 +130,7 @@ func run(c *wire.Conn, cfg *wire.InitConfig, fds []int, sigs <-chan os.Signal) (
 	if cfg.Machine {
 		start, err = machine(c, cfg, rep)
 	} else {
-		start, err = application(c, cfg, rep, sigs)
+		start, err = application(c, cfg, rep, signals)
 	}
 	if err != nil {
 		return 0, err

@@ -42,7 +42,7 @@ func machine(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func() (
 		}
 	}
 	return func() (int, error) {
-		listener, err := confine(&cfg.Confine)
+		listener, err := confine(&cfg.Confine, false)
 		if err != nil {
 			return 0, err
 		}

@@ -15,6 +15,7 @@ import (
 const (
 	newRoot = "/new" // directories of the base
 	viewDir = hostDir + "/view"
+	ownDir  = hostDir + "/own"
 
 	noExec  = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 	noSetID = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
@@ -40,6 +41,17 @@ type root struct {
 
 	dev, proc, sys        int
 	master, slave, devpts int
+	terminal              string // the slave's name on devpts
+}
+
+// prepare makes what does not depend on the root, beside the base, while there is nothing to wait for.
+func (r *root) prepare() error {
+	for _, step := range []func() error{r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.maskHost} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // build attaches the root and everything on it, and makes it the root of this process. Each place is opened once,
@@ -49,7 +61,7 @@ func (r *root) build() error {
 	if err := unix.MoveMount(r.fd, "", unix.AT_FDCWD, newRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach root: %w", err)
 	}
-	for _, step := range []func() error{r.writeFiles, r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.makeRun, r.maskAll, r.showBlocks, r.showView, r.makeTrees, r.showRescue, r.showDisks, r.enter} {
+	for _, step := range []func() error{r.writeFiles, r.attachOwn, r.makeCgroups, r.makeDevices, r.makeRun, r.protectProc, r.showBlocks, r.showView, r.makeTrees, r.showRescue, r.showDisks, r.enter} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -122,17 +134,53 @@ func attachNew(at int, fstype, options string, attrs int) (int, error) {
 	return fd, nil
 }
 
+// own makes a file system of the instance's and attaches it where it waits for the root.
+func own(name, fstype, options string, attrs int) (int, error) {
+	at, err := unix.Open(ownDir+"/"+name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open %s/%s: %w", ownDir, name, err)
+	}
+	fd, err := attachNew(at, fstype, options, attrs)
+	if err != nil {
+		return -1, fmt.Errorf("/%s: %w", name, err)
+	}
+	return fd, nil
+}
+
+// attachOwn moves what was prepared into the root.
+func (r *root) attachOwn() error {
+	for _, m := range []struct {
+		path string
+		mode uint32
+		fd   int
+	}{{"proc", 0o555, r.proc}, {"sys", 0o555, r.sys}, {"dev", 0o755, r.dev}} {
+		at, err := r.place(m.path, m.mode)
+		if err != nil {
+			return err
+		}
+		err = mnt.Attach(m.fd, at)
+		unix.Close(at)
+		if err != nil {
+			return fmt.Errorf("/%s: %w", m.path, err)
+		}
+	}
+	return nil
+}
+
 func (r *root) makeProc() (err error) {
-	r.proc, err = r.put("proc", 0o555, "proc", "", noExec)
+	r.proc, err = own("proc", "proc", "", noExec)
 	return err
 }
 
 // makeSys mounts sysfs read-only, for machines too: it is how systemd and udev know that the devices are not
 // theirs to manage (https://systemd.io/CONTAINER_INTERFACE/).
 func (r *root) makeSys() (err error) {
-	if r.sys, err = r.put("sys", 0o555, "sysfs", "", noExec|unix.MOUNT_ATTR_RDONLY); err != nil {
-		return err
-	}
+	r.sys, err = own("sys", "sysfs", "", noExec|unix.MOUNT_ATTR_RDONLY)
+	return err
+}
+
+// makeCgroups mounts the instance's part of the cgroup2 tree.
+func (r *root) makeCgroups() error {
 	if !r.cfg.CgroupV2 {
 		return nil
 	}
@@ -153,33 +201,21 @@ func (r *root) makeSys() (err error) {
 	return mnt.Attach(fd, at)
 }
 
-// nodes are the devices of an instance. They are clones of the keeper's own checked nodes.
+// nodes are the devices of every instance. They are clones of the keeper's own checked nodes.
 var nodes = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
 func (r *root) makeDev() error {
 	var err error
-	if r.dev, err = r.put("dev", 0o755, "tmpfs", "size=4m,nr_inodes=16k,mode=0755", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
+	if r.dev, err = own("dev", "tmpfs", "size=4m,nr_inodes=16k,mode=0755", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
 		return err
 	}
 	names := nodes
-	if r.cfg.Machine {
-		names = append(names[:len(names):len(names)], "fuse")
-	}
 	if holes.Open(holes.Devices) {
 		_ = unix.Mkdirat(r.dev, "net", 0o755)
 		names = append(names[:len(names):len(names)], "net/tun")
 	}
 	for _, name := range names {
-		node, err := mnt.Clone(unix.AT_FDCWD, "/dev/"+name)
-		if err != nil {
-			if name == "fuse" && errors.Is(err, unix.ENOENT) {
-				continue
-			}
-			return err
-		}
-		err = r.bindFile(node, name)
-		unix.Close(node)
-		if err != nil {
+		if err := r.showNode(name); err != nil {
 			return err
 		}
 	}
@@ -212,6 +248,28 @@ func (r *root) makeDev() error {
 		}
 	}
 	return nil
+}
+
+// showNode shows one of the keeper's nodes in /dev.
+func (r *root) showNode(name string) error {
+	node, err := mnt.Clone(unix.AT_FDCWD, "/dev/"+name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(node)
+	return r.bindFile(node, name)
+}
+
+// makeDevices adds what only a machine has in /dev.
+func (r *root) makeDevices() error {
+	if !r.cfg.Machine {
+		return nil
+	}
+	if err := r.showNode("fuse"); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	// Inits other than systemd run a getty on the first virtual terminal.
+	return r.showTerminal("tty1")
 }
 
 // putAt makes a file system and attaches it on an entry of a directory that this process made.
@@ -265,23 +323,18 @@ func (r *root) makeTerminal() error {
 		return fmt.Errorf("open console: %w", errno)
 	}
 	r.slave = int(slave)
-	names := []string{"console"}
-	if r.cfg.Machine {
-		// Inits other than systemd run a getty on the first virtual terminal.
-		names = append(names, "tty1")
+	r.terminal = fmt.Sprint(n)
+	return r.showTerminal("console")
+}
+
+// showTerminal shows the console under a name.
+func (r *root) showTerminal(name string) error {
+	m, err := mnt.Clone(r.devpts, r.terminal)
+	if err != nil {
+		return err
 	}
-	for _, name := range names {
-		m, err := mnt.Clone(r.devpts, fmt.Sprint(n))
-		if err != nil {
-			return err
-		}
-		err = r.bindFile(m, name)
-		unix.Close(m)
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	defer unix.Close(m)
+	return r.bindFile(m, name)
 }
 
 // makeRun gives a machine its /run, as the container interface of systemd asks.
@@ -305,17 +358,23 @@ func (r *root) makeRun() error {
 	return nil
 }
 
-// maskAll hides what tells about the host and makes read-only what steers it.
-func (r *root) maskAll() error {
-	if holes.Open(holes.Masks) {
+// protectProc makes read-only what steers the host.
+func (r *root) protectProc() error {
+	if r.cfg.Machine || holes.Open(holes.Masks) {
 		return nil
 	}
-	if !r.cfg.Machine {
-		for _, name := range readOnlyProc {
-			if err := r.over(r.proc, name, r.proc, name, unix.MOUNT_ATTR_RDONLY|noExec); err != nil {
-				return err
-			}
+	for _, name := range readOnlyProc {
+		if err := r.over(r.proc, name, r.proc, name, unix.MOUNT_ATTR_RDONLY|noExec); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// maskHost hides what tells about the host.
+func (r *root) maskHost() error {
+	if holes.Open(holes.Masks) {
+		return nil
 	}
 	for _, name := range maskedFiles {
 		if err := r.over(r.proc, name, r.dev, "null", 0); err != nil {

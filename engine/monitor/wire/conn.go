@@ -37,10 +37,12 @@ type Conn struct {
 }
 
 // NewConn takes over a connected socket.
-func NewConn(fd int) (*Conn, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
+func NewConn(fd int) (*Conn, error) { return takeOver(fd, true) }
+
+func takeOver(fd int, nonblocking bool) (*Conn, error) {
+	if err := unix.SetNonblock(fd, nonblocking); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("make socket non-blocking: %w", err)
+		return nil, fmt.Errorf("set up socket: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "socket")
 	rc, err := f.SyscallConn()
@@ -50,6 +52,10 @@ func NewConn(fd int) (*Conn, error) {
 	}
 	return &Conn{f: f, rc: rc}, nil
 }
+
+// NewBlocking takes over a connected socket for a process that waits for one thing at a time: the runtime's poller and
+// its thread are not needed then. It has no deadlines.
+func NewBlocking(fd int) (*Conn, error) { return takeOver(fd, false) }
 
 // Dial connects to a listening socket in the file system.
 func Dial(path string) (*Conn, error) {
@@ -180,7 +186,10 @@ func (c *Conn) Send(v any, fds ...int) error {
 		var serr error
 		err := c.rc.Write(func(fd uintptr) bool {
 			n, serr = unix.SendmsgN(int(fd), msg, oob, nil, unix.MSG_NOSIGNAL)
-			return serr != unix.EAGAIN && serr != unix.EINTR
+			for serr == unix.EINTR {
+				n, serr = unix.SendmsgN(int(fd), msg, oob, nil, unix.MSG_NOSIGNAL)
+			}
+			return serr != unix.EAGAIN
 		})
 		if err == nil {
 			err = serr
@@ -230,7 +239,10 @@ func (c *Conn) full(p []byte, fds *[]int) error {
 		var rerr error
 		err := c.rc.Read(func(fd uintptr) bool {
 			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), p[got:], oob, unix.MSG_CMSG_CLOEXEC)
-			return rerr != unix.EAGAIN && rerr != unix.EINTR
+			for rerr == unix.EINTR {
+				n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), p[got:], oob, unix.MSG_CMSG_CLOEXEC)
+			}
+			return rerr != unix.EAGAIN
 		})
 		if err == nil {
 			err = rerr
