@@ -27,6 +27,7 @@ import (
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/cgroup"
 	"github.com/novalet/novalet/engine/monitor/wire"
+	"github.com/novalet/novalet/engine/rootfs"
 	"github.com/novalet/novalet/engine/shim"
 )
 
@@ -132,6 +133,8 @@ type Engine struct {
 	warming   bool
 	spawning  sync.Mutex
 	pool      sync.Mutex // taking a disk made in advance, and mounting it where it waits
+	// fresh is the room of unused disks, by the directory where they wait. pool is held.
+	fresh map[string]rootfs.Room
 }
 
 var _ novalet.Runtime = (*Engine)(nil)
@@ -192,7 +195,7 @@ func Open(o Options) (*Engine, error) {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	e := &Engine{o: o, log: o.Logger, cg: cg, prog: prog, bootID: strings.TrimSpace(string(boot)),
-		instances: map[string]*instance{}, slots: map[int]string{}, broken: map[string]bool{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}, filling: map[string]bool{}}
+		instances: map[string]*instance{}, slots: map[int]string{}, broken: map[string]bool{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}, filling: map[string]bool{}, fresh: map[string]rootfs.Room{}}
 	for i := range runtime.NumCPU() {
 		e.cpus = append(e.cpus, i)
 	}

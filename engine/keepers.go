@@ -136,7 +136,7 @@ func (e *Engine) adopt() error {
 		r, err := e.load(id)
 		if errors.Is(err, os.ErrNotExist) {
 			// A creation or a removal that did not get to, or past, its record.
-			e.putAside(e.dir(id))
+			_, _ = e.putAside(e.dir(id)) // tried again at the next start
 			continue
 		}
 		if err != nil {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/novalet/novalet/engine/rootfs"
 )
@@ -97,7 +96,7 @@ func (e *Engine) makeDisk(ctx context.Context, d rootfs.Disk, size, inodes int64
 		return fmt.Errorf("make disk: %w", err)
 	}
 	for _, entry := range es {
-		if strings.HasSuffix(entry.Name(), unfinished) {
+		if !ready(entry.Name()) {
 			continue
 		}
 		// Only one taker wins a name.
@@ -114,11 +113,20 @@ func (e *Engine) makeDisk(ctx context.Context, d rootfs.Disk, size, inodes int64
 	if err := d.MakeFrom(ctx, e.templates(), size, inodes); err != nil {
 		return err
 	}
-	return d.Attach()
+	if err := d.Attach(); err != nil {
+		return err
+	}
+	e.notice(d, size, inodes)
+	return nil
 }
 
 // unfinished marks a disk that is being made.
 const unfinished = ".new"
+
+// ready tells by its name whether a disk may be taken.
+func ready(name string) bool {
+	return !strings.HasSuffix(name, unfinished) && !strings.HasSuffix(name, used)
+}
 
 // fillPool makes disks of a size until enough wait. One goroutine at a time works on a size.
 func (e *Engine) fillPool(size, inodes int64) {
@@ -156,7 +164,7 @@ func (e *Engine) fill(dir string, size, inodes int64) error {
 		if err != nil || len(es) >= e.o.DiskPool {
 			return err
 		}
-		to := filepath.Join(dir, fmt.Sprint(time.Now().UnixNano()))
+		to := filepath.Join(dir, e.pooled())
 		d := rootfs.Disk{Dir: to + unfinished}
 		if err := os.Mkdir(d.Dir, 0o700); err != nil {
 			return err
@@ -166,6 +174,7 @@ func (e *Engine) fill(dir string, size, inodes int64) error {
 			err = d.Attach()
 		}
 		if err == nil {
+			e.notice(d, size, inodes)
 			err = os.Rename(d.Dir, to)
 		}
 		if err != nil {
@@ -175,13 +184,14 @@ func (e *Engine) fill(dir string, size, inodes int64) error {
 	return nil
 }
 
-// dropUnfinished removes what a killed agent was making. It runs before anything is made.
+// dropUnfinished removes what a killed agent was making or emptying, and what is left of an earlier boot of the host. It
+// runs before anything is made.
 func (e *Engine) dropUnfinished() {
 	if err := e.templates().Tidy(); err != nil {
 		e.log.Warn("disk templates", "error", err)
 	}
 	e.eachPooled(func(d rootfs.Disk) error {
-		if !strings.HasSuffix(d.Dir, unfinished) {
+		if name := filepath.Base(d.Dir); ready(name) && strings.HasPrefix(name, e.bootID) {
 			return nil
 		}
 		return errors.Join(d.Detach(), os.RemoveAll(d.Dir))
@@ -191,7 +201,7 @@ func (e *Engine) dropUnfinished() {
 // openPool mounts what waits and tops it up.
 func (e *Engine) openPool() {
 	e.eachPooled(func(d rootfs.Disk) error {
-		if strings.HasSuffix(d.Dir, unfinished) {
+		if !ready(d.Dir) {
 			return nil // being made right now
 		}
 		// Taken in the middle of this, it would be mounted twice, and its file system damaged.

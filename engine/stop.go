@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
@@ -130,9 +128,11 @@ func (e *Engine) remove(ctx context.Context, in *instance) error {
 		return err
 	}
 	rec, _ := in.get()
-	if err := e.putAside(e.dir(rec.ID)); err != nil {
+	aside, err := e.putAside(e.dir(rec.ID))
+	if err != nil {
 		return err
 	}
+	disk, again := e.reclaim(aside, rec.Limits.RootBytes, rec.Limits.RootInodes)
 	e.mu.Lock()
 	delete(e.instances, rec.ID)
 	delete(e.slots, rec.Slot)
@@ -140,18 +140,21 @@ func (e *Engine) remove(ctx context.Context, in *instance) error {
 	e.wg.Add(1)
 	go func() {
 		defer e.wg.Done()
+		if again {
+			e.recycle(disk, rec.Limits.RootBytes, rec.Limits.RootInodes)
+		}
 		e.emptyTrash()
 	}()
 	return nil
 }
 
-// putAside moves an instance's directory into the trash.
-func (e *Engine) putAside(dir string) error {
+// putAside moves an instance's directory into the trash, and tells its place there.
+func (e *Engine) putAside(dir string) (string, error) {
 	to := filepath.Join(e.o.StateDir, "trash", fmt.Sprintf("%s.%d", filepath.Base(dir), time.Now().UnixNano()))
 	if err := os.Rename(dir, to); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("put aside: %w", err)
+		return "", fmt.Errorf("put aside: %w", err)
 	}
-	return nil
+	return to, nil
 }
 
 // emptyTrash removes what was put aside. The trees have been tenants': they are removed through os.Root, which no
@@ -174,16 +177,7 @@ func (e *Engine) emptyTrash() {
 		disks := filepath.Join(dir, d.Name())
 		project, err := e.projects.treeProject(disks)
 		if err == nil {
-			err = detachDisks(disks)
-		}
-		if errors.Is(err, unix.EBUSY) {
-			// The keeper is still unmounting the root above it.
-			for range 100 {
-				time.Sleep(20 * time.Millisecond)
-				if err = detachDisks(disks); !errors.Is(err, unix.EBUSY) {
-					break
-				}
-			}
+			err = detached(func() error { return detachDisks(disks) })
 		}
 		if err == nil {
 			err = root.RemoveAll(d.Name())
