@@ -66,7 +66,7 @@ func run(rounds, live int, rootMiB int64, rows string) error {
 		return err
 	}
 	b := &bench{dir: dir, limits: novalet.Limits{MemoryBytes: 256 << 20, PIDs: 100, CPUShares: 1024, RootBytes: rootMiB << 20}}
-	b.opts = engine.Options{StateDir: dir + "/state", RunDir: dir + "/run", CgroupRoot: "novalet-bench", ShimPath: dir + "/shim", DiskPool: 12, WarmSlots: -1,
+	b.opts = engine.Options{StateDir: dir + "/state", RunDir: dir + "/run", CgroupRoot: "novalet-bench", ShimPath: dir + "/shim", WarmSlots: -1,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.opts.ShimPath, "./cmd/novalet-shim")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -106,7 +106,7 @@ func run(rounds, live int, rootMiB int64, rows string) error {
 	if err := b.e.Close(); err != nil {
 		return err
 	}
-	b.opts.WarmSlots = 8
+	b.opts.WarmSlots = 0
 	if b.e, err = engine.Open(b.opts); err != nil {
 		return err
 	}
@@ -285,7 +285,7 @@ func (b *bench) throughput(r *report.Report, row string, target float64) error {
 		return n / took, failed
 	}
 	var samples [][2]float64
-	for round := range 3 {
+	for round := range 5 {
 		us, err := rate(func(int) error {
 			in, _, err := b.ours()
 			if err != nil {
