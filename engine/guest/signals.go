@@ -21,6 +21,8 @@ var notOurs = []unix.Signal{32, unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIG
 const perThread unix.Signal = 33
 
 // signalFd is where onSignal writes.
+//
+//lint:ignore U1000 it is read in assembly
 var signalFd int32
 
 // onSignal is the handler, in assembly: it runs on whatever thread a signal comes to, on the stack that the runtime has set
