@@ -151,11 +151,11 @@ func ovn(v *novalet.VIF) bool {
 // configure sets up what is inside: lo always, name and MTU, and for a static plug everything else. What the guest
 // configures itself is left to it.
 func (p *Plugger) configure(r *novalet.PlugRequest, ns *os.File) error {
-	return p.configureLink(r, ns, func() (netlink.Link, error) { return innerLink(r) })
+	return p.configureLink(r, ns, func(h *netlink.Handle) (netlink.Link, error) { return innerLink(h, r) })
 }
 
 // configureLink does so for the interface that find finds in the namespace.
-func (p *Plugger) configureLink(r *novalet.PlugRequest, ns *os.File, find func() (netlink.Link, error)) error {
+func (p *Plugger) configureLink(r *novalet.PlugRequest, ns *os.File, find func(*netlink.Handle) (netlink.Link, error)) error {
 	var a *addressing
 	if r.Static {
 		var err error
@@ -164,39 +164,45 @@ func (p *Plugger) configureLink(r *novalet.PlugRequest, ns *os.File, find func()
 		}
 	}
 	return inNetNS(ns, func() error {
-		if lo, err := netlink.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
-			if err := netlink.LinkSetUp(lo); err != nil {
+		// One socket for all requests: without a handle the library opens one for each.
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink inside: %w", err)
+		}
+		defer h.Close()
+		if lo, err := h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
+			if err := h.LinkSetUp(lo); err != nil {
 				return fmt.Errorf("bring up lo inside: %w", err)
 			}
 		}
-		link, err := find()
+		link, err := find(h)
 		if err != nil {
 			return err
 		}
 		if link.Attrs().MTU != mtu(r.VIF) {
-			if err := netlink.LinkSetMTU(link, mtu(r.VIF)); err != nil {
+			if err := h.LinkSetMTU(link, mtu(r.VIF)); err != nil {
 				return fmt.Errorf("set mtu inside: %w", err)
 			}
 		}
 		if !r.Static {
 			return nil
 		}
-		return a.apply(link, r.Index)
+		return a.apply(h, link, r.Index)
 	})
 }
 
 // apply makes the link have these addresses and routes, in the current namespace.
-func (a *addressing) apply(link netlink.Link, index int) error {
+func (a *addressing) apply(h *netlink.Handle, link netlink.Link, index int) error {
 	name := link.Attrs().Name
 	up := link.Attrs().Flags&net.FlagUp != 0
 	if !a.v6 && !up {
 		// Without IPv6 on the network there is nobody to discover.
-		if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		if err := h.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 			return fmt.Errorf("set up IPv6 of %s: %w", name, err)
 		}
 	}
 	if !up {
-		if err := netlink.LinkSetUp(link); err != nil {
+		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("bring up %s inside: %w", name, err)
 		}
 	}
@@ -204,17 +210,17 @@ func (a *addressing) apply(link netlink.Link, index int) error {
 	for _, n := range a.addrs {
 		want[n] = true
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
 	// What has to go goes first: with the first address of a subnet the kernel drops the others of it as well.
-	for _, h := range have {
-		n, ok := prefixOf(h.IPNet)
-		if !ok || want[n] || h.Scope != unix.RT_SCOPE_UNIVERSE || h.Flags&unix.IFA_F_PERMANENT == 0 {
+	for _, old := range have {
+		n, ok := prefixOf(old.IPNet)
+		if !ok || want[n] || old.Scope != unix.RT_SCOPE_UNIVERSE || old.Flags&unix.IFA_F_PERMANENT == 0 {
 			continue
 		}
-		if err := netlink.AddrDel(link, &h); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := h.AddrDel(link, &old); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove address %s from %s: %w", n, name, err)
 		}
 	}
@@ -226,14 +232,14 @@ func (a *addressing) apply(link netlink.Link, index int) error {
 		} else {
 			addr.Broadcast = broadcast(n)
 		}
-		if err := netlink.AddrReplace(link, addr); err != nil {
+		if err := h.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("set address %s on %s: %w", n, name, err)
 		}
 	}
-	return a.applyRoutes(link, index)
+	return a.applyRoutes(h, link, index)
 }
 
-func (a *addressing) applyRoutes(link netlink.Link, index int) error {
+func (a *addressing) applyRoutes(h *netlink.Handle, link netlink.Link, index int) error {
 	name := link.Attrs().Name
 	// Each interface has routes of its own weight, so that several may bring a default route; the first one's wins.
 	metric := 0
@@ -252,21 +258,21 @@ func (a *addressing) applyRoutes(link netlink.Link, index int) error {
 		case r.dst.Addr().Is4():
 			nr.Scope = netlink.SCOPE_LINK
 		}
-		if err := netlink.RouteReplace(nr); err != nil {
+		if err := h.RouteReplace(nr); err != nil {
 			return fmt.Errorf("set route %s on %s: %w", r.dst, name, err)
 		}
 		want[r.dst.String()] = true
 	}
-	have, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol},
+	have, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol},
 		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list routes of %s: %w", name, err)
 	}
-	for _, h := range have {
+	for _, old := range have {
 		key := ""
-		if n, ok := prefixOf(h.Dst); ok {
+		if n, ok := prefixOf(old.Dst); ok {
 			key = n.String()
-		} else if h.Family == netlink.FAMILY_V6 {
+		} else if old.Family == netlink.FAMILY_V6 {
 			key = "::/0"
 		} else {
 			key = "0.0.0.0/0"
@@ -274,7 +280,7 @@ func (a *addressing) applyRoutes(link netlink.Link, index int) error {
 		if want[key] {
 			continue
 		}
-		if err := netlink.RouteDel(&h); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := h.RouteDel(&old); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("remove route %s from %s: %w", key, name, err)
 		}
 	}

@@ -136,7 +136,7 @@ func (p *Plugger) plugFunction(ctx context.Context, r *novalet.PlugRequest, ns *
 	if err := inNetNS(ns, func() error { return p.takeAddress(ctx, d.Address, want.MAC) }); err != nil {
 		return err
 	}
-	return p.configureLink(r, ns, func() (netlink.Link, error) { return p.thisFunction(d.Address) })
+	return p.configureLink(r, ns, func(*netlink.Handle) (netlink.Link, error) { return p.thisFunction(d.Address) })
 }
 
 // cycle takes the interface up and down, in the current namespace: as it goes down, drivers of functions reset themselves at

@@ -238,7 +238,7 @@ func (p *Plugger) Configure(_ context.Context, r *novalet.PlugRequest) error {
 	defer ns.Close()
 	if onFunction(r.VIF) {
 		if r.Static && r.VIF.Device != nil {
-			err = p.configureLink(r, ns, func() (netlink.Link, error) { return p.thisFunction(r.VIF.Device.Address) })
+			err = p.configureLink(r, ns, func(*netlink.Handle) (netlink.Link, error) { return p.thisFunction(r.VIF.Device.Address) })
 		}
 	} else if err = p.reguard(r.VIF); err == nil && r.Static {
 		err = p.configure(r, ns)

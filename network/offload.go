@@ -39,7 +39,7 @@ func setTxChecksum(socket int, name string, on bool) error {
 // noTxChecksum switches it off on the port's end inside, found by its MAC address: the guest may have renamed it. It
 // runs in the guest's namespace.
 func noTxChecksum(r *novalet.PlugRequest) error {
-	inner, err := innerLink(r)
+	inner, err := innerLink(&netlink.Handle{}, r)
 	if err != nil {
 		return err
 	}
@@ -51,18 +51,18 @@ func noTxChecksum(r *novalet.PlugRequest) error {
 	return setTxChecksum(s, inner.Attrs().Name, false)
 }
 
-// innerLink finds the port's end in the current namespace: by its name and MAC, else by its MAC.
-func innerLink(r *novalet.PlugRequest) (netlink.Link, error) {
+// innerLink finds the port's end in the handle's namespace, of an empty one in the current: by its name and MAC, else by its MAC.
+func innerLink(h *netlink.Handle, r *novalet.PlugRequest) (netlink.Link, error) {
 	mac, err := net.ParseMAC(r.VIF.Address)
 	if err != nil {
 		return nil, err
 	}
 	name := InnerName(r.Index)
-	link, err := netlink.LinkByName(name)
+	link, err := h.LinkByName(name)
 	if err == nil && link.Type() == "veth" && link.Attrs().HardwareAddr.String() == mac.String() {
 		return link, nil
 	}
-	links, err := netlink.LinkList()
+	links, err := h.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list devices inside: %w", err)
 	}
