@@ -56,12 +56,14 @@ func (e *Engine) settle(ctx context.Context, in *instance) error {
 	in.drop()
 	rec, k := in.get()
 	if k != nil {
-		if _, err := k.call(ctx, wire.OpStop, rec.ID, &wire.Stop{}, nil); err == nil {
-			_, err = k.call(ctx, wire.OpForget, rec.ID, nil, nil)
-			if err != nil {
-				return fromKeeper(err)
+		// Most have ended: the keeper refuses to forget one that has not.
+		_, err := k.call(ctx, wire.OpForget, rec.ID, nil, nil)
+		if errors.Is(fromKeeper(err), novalet.ErrInvalidState) {
+			if _, err = k.call(ctx, wire.OpStop, rec.ID, &wire.Stop{}, nil); err == nil {
+				_, err = k.call(ctx, wire.OpForget, rec.ID, nil, nil)
 			}
-		} else if err = fromKeeper(err); !errors.Is(err, novalet.ErrNotFound) {
+		}
+		if err = fromKeeper(err); err != nil && !errors.Is(err, novalet.ErrNotFound) {
 			return err
 		}
 		k.add(-1)
