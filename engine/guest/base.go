@@ -68,7 +68,7 @@ func showHost(base int) error {
 		}
 		return nil
 	}
-	for _, d := range []string{"proc", "sys", "dev", "view", "own", "own/proc", "own/sys", "own/dev"} {
+	for _, d := range []string{"proc", "sys", "dev", "view", "own", "own/proc", "own/sys", "own/dev", "own/empty"} {
 		if err := unix.Mkdirat(host, d, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", d, err)
 		}

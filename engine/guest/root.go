@@ -39,14 +39,14 @@ type root struct {
 	view   int // the /proc view
 	disks  []int
 
-	dev, proc, sys        int
+	dev, proc, sys, empty int
 	master, slave, devpts int
 	terminal              string // the slave's name on devpts
 }
 
 // prepare makes what does not depend on the root, beside the base, while there is nothing to wait for.
 func (r *root) prepare() error {
-	for _, step := range []func() error{r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.maskHost} {
+	for _, step := range []func() error{r.makeProc, r.makeSys, r.makeDev, r.makeTerminal, r.makeEmpty, r.maskHost} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -358,6 +358,12 @@ func (r *root) makeRun() error {
 	return nil
 }
 
+// makeEmpty makes the one directory that all covers of directories show.
+func (r *root) makeEmpty() (err error) {
+	r.empty, err = own("empty", "tmpfs", "size=4k,nr_inodes=2,mode=0555", noExec|unix.MOUNT_ATTR_RDONLY)
+	return err
+}
+
 // protectProc makes read-only what steers the host.
 func (r *root) protectProc() error {
 	if r.cfg.Machine || holes.Open(holes.Masks) {
@@ -407,7 +413,7 @@ func (r *root) over(dir int, name string, srcDir int, src string, attrs uint64) 
 	defer unix.Close(at)
 	var m int
 	if src == "" {
-		m, err = mnt.New("tmpfs", "size=4k,nr_inodes=2,mode=0555", noExec|unix.MOUNT_ATTR_RDONLY)
+		m, err = mnt.Clone(r.empty, "")
 	} else {
 		m, err = mnt.Clone(srcDir, src)
 	}
@@ -471,7 +477,7 @@ func (r *root) enter() error {
 	if err := leaveBase(); err != nil {
 		return err
 	}
-	for _, fd := range []int{r.fd, r.dev, r.proc, r.sys} {
+	for _, fd := range []int{r.fd, r.dev, r.proc, r.sys, r.empty} {
 		unix.Close(fd)
 	}
 	return nil
