@@ -32,7 +32,7 @@ func (d Disk) Room() (Room, error) {
 }
 
 // Empty removes all files of the mounted disk, whose Room was fresh when it was new. It is an error if there are too many, if
-// one cannot be removed, or if something still uses one: only a disk with all its room is empty. It blocks for up to two
+// one cannot be removed, or if something still uses one: only a disk with all its room is empty. It blocks for up to five
 // seconds, and must not run while the instance does.
 func (d Disk) Empty(fresh Room) error {
 	now, err := d.Room()
@@ -53,7 +53,7 @@ func (d Disk) Empty(fresh Room) error {
 		return fmt.Errorf("empty disk: %w", err)
 	}
 	// Files that are still in use, or a root that is being unmounted, hold theirs.
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		if now, err = d.Room(); err != nil || now.FreeBytes == fresh.FreeBytes && now.FreeFiles == fresh.FreeFiles {
 			return err
 		}
