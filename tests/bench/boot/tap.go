@@ -158,6 +158,30 @@ func (t *tap) since(at time.Time) []event {
 	return out
 }
 
+// wait returns as soon as a call for an instance was seen that came from a moment on, with a vm_state that it writes if one is
+// given, or after a while without.
+func (t *tap) wait(from time.Time, uuid, method, vmState string, atMost time.Duration) {
+	for end := time.Now().Add(atMost); !t.saw(from, uuid, method, vmState) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (t *tap) saw(from time.Time, uuid, method, vmState string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := len(t.seen) - 1; i >= 0 && !t.seen[i].at.Before(from); i-- {
+		if t.seen[i].ends(uuid, method, vmState) {
+			return true
+		}
+	}
+	return false
+}
+
+// ends: the message is the call for an instance that ends an operation, with the vm_state that it writes if one is given.
+func (e *event) ends(uuid, method, vmState string) bool {
+	return e.uuid == uuid && e.method == method && (vmState == "" || e.vmState == vmState)
+}
+
 // span is the time between a cast of a method for an instance and the save that gives it a vm_state; ok is false while
 // one of the two is missing.
 func span(events []event, uuid, cast, save, vmState string) (time.Duration, bool) {
@@ -169,7 +193,7 @@ func span(events []event, uuid, cast, save, vmState string) (time.Duration, bool
 		if e.method == cast && strings.HasPrefix(e.key, "compute.") {
 			from = e.at
 		}
-		if e.method == save && (vmState == "" || e.vmState == vmState) {
+		if e.ends(uuid, save, vmState) {
 			to = e.at
 		}
 	}

@@ -42,3 +42,28 @@ func TestSenders(t *testing.T) {
 		t.Errorf("%d bytes", by["peer"].bytes)
 	}
 }
+
+// TestWait: what came before the moment asked about, what is another's, and a save of another vm_state are not waited for.
+func TestWait(t *testing.T) {
+	from := time.Now()
+	save := func(uuid, vmState string, at time.Time) event {
+		return event{at: at, key: "conductor", method: "Instance.save", uuid: uuid, vmState: vmState}
+	}
+	tap := &tap{seen: []event{save("a", "active", from.Add(-time.Second)), save("b", "active", from), save("a", "building", from)}}
+	if tap.saw(from, "a", "Instance.save", "active") {
+		t.Error("saw what is not there")
+	}
+	if !tap.saw(from, "a", "Instance.save", "") || !tap.saw(from, "b", "Instance.save", "active") {
+		t.Error("did not see what is there")
+	}
+	tap.wait(from, "a", "Instance.save", "active", 0) // without it: returns all the same
+	seen := make(chan struct{})
+	go func() {
+		defer close(seen)
+		tap.wait(from, "a", "Instance.save", "active", time.Hour)
+	}()
+	tap.mu.Lock()
+	tap.seen = append(tap.seen, save("a", "active", from.Add(time.Second)))
+	tap.mu.Unlock()
+	<-seen
+}
