@@ -23,6 +23,10 @@ const (
 	fdOut    = 4 // parse: the entry stream; apply: the folder to write to
 	fdReport = 5 // the result, as JSON
 	fdSpool  = 6 // parse: an unlinked file
+
+	// What the two pass contents by, and a pipe for the numbers of blocks that were written.
+	fdApplyBack, fdApplyShared = 6, 7
+	fdParseBack, fdParseShared = 7, 8
 )
 
 // maxReport bounds the result of a helper in bytes.
@@ -50,6 +54,8 @@ type applyRequest struct {
 	Limits layer.Limits `json:"limits"`
 	Owners bool         `json:"owners"`
 	MaxID  uint32       `json:"max_id,omitempty"`
+	// Shared: the content of files comes by memory that is shared with the parser.
+	Shared bool `json:"shared,omitempty"`
 }
 
 // HelperMain runs one of the two helpers in this process and returns its exit status. The binary calls it when its
@@ -98,10 +104,18 @@ func parseMain(arg string, report *os.File) error {
 		return err
 	}
 	in, out, spool := pipeEnd(fdIn, "image"), pipeEnd(fdOut, "entries"), os.NewFile(fdSpool, "spool")
+	enc := layer.NewEncoder(out)
+	if !q.Index {
+		mem, err := mapShared(fdParseShared, unix.PROT_READ|unix.PROT_WRITE)
+		if err != nil {
+			return writeReport(report, &layer.Result{Error: err.Error()})
+		}
+		enc = layer.NewSharedEncoder(out, mem, pipeEnd(fdParseBack, "blocks"))
+	}
 	if err := confine.Apply(confine.Parser()); err != nil {
 		return writeReport(report, &layer.Result{Error: "confine the parser: " + err.Error()})
 	}
-	res := parse(in, out, spool, &q)
+	res := parse(in, out, enc, spool, &q)
 	// Closing tells the applier that nothing more comes, whole or not.
 	out.Close()
 	return writeReport(report, res)
@@ -113,11 +127,19 @@ func applyMain(arg string, report *os.File) error {
 		return err
 	}
 	in, dir := pipeEnd(fdIn, "entries"), os.NewFile(fdOut, "layers")
+	dec := layer.NewDecoder(in)
+	if q.Shared {
+		mem, err := mapShared(fdApplyShared, unix.PROT_READ)
+		if err != nil {
+			return writeReport(report, &layer.ApplyResult{Error: err.Error()})
+		}
+		dec = layer.NewSharedDecoder(in, mem, pipeEnd(fdApplyBack, "blocks"))
+	}
 	unix.Umask(0)
 	if err := confine.Apply(confine.Applier(int(dir.Fd()))); err != nil {
 		return writeReport(report, &layer.ApplyResult{Error: "confine the applier: " + err.Error()})
 	}
-	return writeReport(report, apply(in, dir, &q, true))
+	return writeReport(report, apply(dec, dir, &q, true))
 }
 
 // pipeEnd opens an end of a pipe, or a file in the place of one. Waiting in the runtime's poller costs less than in the
@@ -134,7 +156,7 @@ func writeReport(w io.WriteCloser, v any) error {
 
 // parse reads an image and writes its entries. It never fails otherwise than by its result, and recovers from
 // panics: foreign bytes must not show a stack trace as an answer.
-func parse(in io.Reader, out io.Writer, spool spoolFile, q *parseRequest) (res *layer.Result) {
+func parse(in io.Reader, out io.Writer, enc *layer.Encoder, spool spoolFile, q *parseRequest) (res *layer.Result) {
 	defer func() {
 		if p := recover(); p != nil {
 			res = &layer.Result{Refused: "the image is damaged in a way its reader did not expect", Error: fmt.Sprint("panic: ", p)}
@@ -143,7 +165,6 @@ func parse(in io.Reader, out io.Writer, spool spoolFile, q *parseRequest) (res *
 	if q.Index {
 		return index(in, out, q)
 	}
-	enc := layer.NewEncoder(out)
 	res, err := parseImage(in, enc, spool, q)
 	if err == nil {
 		err = enc.Finish()
@@ -168,8 +189,8 @@ func failed(err error) *layer.Result {
 }
 
 // apply writes a stream of entries below dir. exactModes says that the umask is 0.
-func apply(in io.Reader, dir *os.File, q *applyRequest, exactModes bool) (res *layer.ApplyResult) {
-	res, err := layer.Apply(dir, layer.NewDecoder(in), layer.ApplyOptions{Limits: q.Limits, Owners: q.Owners, MaxID: q.MaxID,
+func apply(in *layer.Decoder, dir *os.File, q *applyRequest, exactModes bool) (res *layer.ApplyResult) {
+	res, err := layer.Apply(dir, in, layer.ApplyOptions{Limits: q.Limits, Owners: q.Owners, MaxID: q.MaxID,
 		ExactModes: exactModes})
 	if err == nil {
 		return res

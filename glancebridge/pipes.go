@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/glancebridge/layer"
 )
 
 // openFiles are the descriptors that a run of helpers holds until it ends.
@@ -21,6 +23,34 @@ func (o *openFiles) pipe(size int) (r, w *os.File, err error) {
 		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size) })
 	}
 	return r, w, nil
+}
+
+// sharedMemory makes what the helpers pass contents by. Neither of them can change its size: the other would be killed for
+// reading beyond the end.
+func sharedMemory() (*os.File, error) {
+	fd, err := unix.MemfdCreate("novalet image", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("make shared memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "shared memory")
+	if err = unix.Ftruncate(fd, layer.SharedBytes); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make shared memory: %w", err)
+	}
+	return f, nil
+}
+
+// mapShared maps it, and closes the descriptor.
+func mapShared(fd, prot int) ([]byte, error) {
+	mem, err := unix.Mmap(fd, 0, layer.SharedBytes, prot, unix.MAP_SHARED|unix.MAP_POPULATE)
+	unix.Close(fd)
+	if err != nil {
+		return nil, fmt.Errorf("map shared memory: %w", err)
+	}
+	return mem, nil
 }
 
 func (o *openFiles) close() {

@@ -48,7 +48,7 @@ func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq 
 	var wg sync.WaitGroup
 	pr, pw := io.Pipe()
 	wg.Go(func() {
-		out.apply = apply(pr, dir, aq, false)
+		out.apply = apply(layer.NewDecoder(pr), dir, aq, false)
 		// The parser must not wait for a reader that has gone.
 		_, _ = io.Copy(io.Discard, pr)
 	})
@@ -61,7 +61,7 @@ func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq 
 			out.spool = err
 		}
 	})
-	out.parse = parse(fr, pw, spool, q)
+	out.parse = parse(fr, pw, layer.NewEncoder(pw), spool, q)
 	parsed <- out.parse.OK()
 	fr.Close()
 	pw.Close()
@@ -90,6 +90,15 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 	if err != nil {
 		return out, err
 	}
+	backR, backW, err := files.pipe(0)
+	if err != nil {
+		return out, err
+	}
+	shared, err := sharedMemory()
+	if err != nil {
+		return out, err
+	}
+	files = append(files, shared)
 	target, err := s.idmap.open(s, layers)
 	if err != nil {
 		return out, err
@@ -98,17 +107,18 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 	// The applier's end of a failed start is the parser's broken pipe, so the order is the stream's reverse.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	applier, err := s.helper(ctx, "apply", aq, []*os.File{entriesR, target, applyW}, s.applierAttr())
+	aq.Shared = true
+	applier, err := s.helper(ctx, "apply", aq, []*os.File{entriesR, target, applyW, backW, shared}, s.applierAttr())
 	if err != nil {
 		return out, err
 	}
-	parser, err := s.helper(ctx, "parse", q, []*os.File{image, entriesW, parseW, spool}, s.parserAttr())
+	parser, err := s.helper(ctx, "parse", q, []*os.File{image, entriesW, parseW, spool, backR, shared}, s.parserAttr())
 	if err != nil {
 		cancel()
 		return out, errors.Join(err, ignoreExit(applier.Wait()))
 	}
 	// Each pipe must be held by its two ends alone, or nobody sees an end.
-	for _, f := range []*os.File{image, entriesR, entriesW, parseW, applyW} {
+	for _, f := range []*os.File{image, entriesR, entriesW, parseW, applyW, backR, backW} {
 		f.Close()
 	}
 	var wg sync.WaitGroup

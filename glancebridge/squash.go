@@ -222,7 +222,7 @@ func (s *Store) applyStream(ctx context.Context, dir string, aq *applyRequest, w
 			pw.CloseWithError(err)
 			sent <- err
 		}()
-		res := apply(pr, target, aq, false)
+		res := apply(layer.NewDecoder(pr), target, aq, false)
 		pr.CloseWithError(errEnded)
 		if err := <-sent; err != nil && !errors.Is(err, errEnded) {
 			return nil, err

@@ -87,6 +87,12 @@ func Apply(dir *os.File, d *Decoder, o ApplyOptions) (*ApplyResult, error) {
 		a.bytesLeft = 1<<63 - 1
 	}
 	defer func() { a.close() }()
+	d.waits = func() {
+		if a.open {
+			// Who waits for us to be done with a block sends nothing before.
+			a.w.sendAll()
+		}
+	}
 	for {
 		f, err := d.Next()
 		if err != nil {
@@ -100,7 +106,7 @@ func Apply(dir *os.File, d *Decoder, o ApplyOptions) (*ApplyResult, error) {
 			if slices.ContainsFunc(res.Layers, func(l Applied) bool { return l.Index == f.Index }) {
 				return res, fmt.Errorf("%w: layer %d twice", errFrame, f.Index)
 			}
-			if err := a.begin(dir, f.Index, f.Flags); err != nil {
+			if err := a.begin(dir, f.Index, f.Flags, d.release); err != nil {
 				return res, err
 			}
 		case frameEntry:
@@ -156,7 +162,7 @@ type dirTime struct {
 
 const aclDefault = "system.posix_acl_default"
 
-func (a *applier) begin(dir *os.File, index int, flags uint64) error {
+func (a *applier) begin(dir *os.File, index int, flags uint64, release func(block int)) error {
 	name := strconv.Itoa(index)
 	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
 		return fmt.Errorf("make layer folder: %w", err)
@@ -178,7 +184,7 @@ func (a *applier) begin(dir *os.File, index int, flags uint64) error {
 	*a = applier{o: a.o, entriesLeft: a.entriesLeft, bytesLeft: a.bytesLeft, open: true, root: fd, rootIno: st.Ino, flags: flags,
 		out: Applied{Index: index}, opaqueSeen: map[string]bool{}, made: map[string]struct{}{}}
 	a.dirs = newDirCache(a)
-	a.w = newWriters(a.o.ExactModes)
+	a.w = newWriters(a.o.ExactModes, release)
 	return nil
 }
 

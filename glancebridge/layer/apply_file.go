@@ -27,7 +27,7 @@ func (a *applier) regular(parent *dirFD, base, name string, e *Entry, d *Decoder
 		if err := a.spend(len(data)); err != nil {
 			return err
 		}
-		return a.w.put(parent, base, name, data, p)
+		return a.w.put(parent, base, name, data, d.keep(), p)
 	}
 	fd, err := create(parent.fd, base)
 	if err == unix.EEXIST {

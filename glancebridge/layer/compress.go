@@ -8,9 +8,10 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/klauspost/pgzip"
 	"github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
+
+	"github.com/novalet/novalet/glancebridge/layer/gunzip"
 )
 
 // maxDict bounds the window of xz and zstd in bytes: what the strongest usual setting (xz -9) takes. A larger one
@@ -22,15 +23,14 @@ const maxDict = 64 << 20
 func Decompress(f Format, r io.Reader) (io.ReadCloser, error) {
 	switch f {
 	case FormatGzip:
-		// Reading ahead on a goroutine of its own keeps inflating while the consumer hashes and writes.
-		z, err := pgzip.NewReaderN(r, 256<<10, 4)
+		z, err := gunzip.NewReader(r)
 		if err != nil {
 			return nil, Refuse("the image's gzip header is damaged: %v", err)
 		}
 		return &wrapped{z, z.Close, "gzip"}, nil
 	case FormatZstd:
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(1<<40), zstd.WithDecoderMaxWindow(maxDict),
-			zstd.WithDecoderConcurrency(2), zstd.WithDecoderLowmem(true))
+			zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, Refuse("the image's zstd header is damaged: %v", err)
 		}

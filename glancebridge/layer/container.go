@@ -157,7 +157,7 @@ func (c *container) layer(name string, wrapper Format, r io.Reader) error {
 	if err := c.enc.Begin(l.Index, FlagWhiteouts); err != nil {
 		return err
 	}
-	info, err := ReadTar(in, TarOptions{MaxEntries: c.left}, l.Observed.Observe(sink))
+	info, err := ReadTar(in, TarOptions{MaxEntries: c.left, enc: c.enc}, l.Observed.Observe(sink))
 	if err != nil {
 		var refused *RefusedError
 		if errors.As(err, &refused) {

@@ -165,6 +165,15 @@ func FuzzDecoder(f *testing.F) {
 	_ = enc.End()
 	_ = enc.Finish()
 	f.Add(b.Bytes())
+	mem := make([]byte, SharedBytes)
+	b.Reset()
+	enc = NewSharedEncoder(&b, mem, strings.NewReader(""))
+	_ = enc.Begin(0, 0)
+	_ = enc.Entry(&Entry{Name: "a", Type: TypeRegular, Size: 5000}, strings.NewReader(strings.Repeat("x", 5000)))
+	_ = enc.done(enc.shared.cur)
+	_ = enc.End()
+	_ = enc.Finish()
+	f.Add(b.Bytes())
 	f.Fuzz(func(t *testing.T, data []byte) {
 		top := t.TempDir()
 		if err := os.Mkdir(top+"/in", 0o755); err != nil {
@@ -175,7 +184,7 @@ func FuzzDecoder(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		_, _ = Apply(d, NewDecoder(bytes.NewReader(data)), ApplyOptions{Limits: Limits{Bytes: 1 << 20, Entries: 100}})
+		_, _ = Apply(d, NewSharedDecoder(bytes.NewReader(data), mem, io.Discard), ApplyOptions{Limits: Limits{Bytes: 1 << 20, Entries: 100}})
 		left, err := os.ReadDir(top)
 		if err != nil || len(left) != 1 {
 			t.Fatalf("outside the folder lie %v, %v", left, err)

@@ -49,8 +49,15 @@ func (o *Observed) Observe(next Sink) Sink {
 			o.Inits = append(o.Inits, e.Name)
 		}
 		if e.Mode&0111 != 0 && e.Size >= 20 && isProgramDir(path.Dir(e.Name)) {
-			pk.reset(content)
-			if b := pk.peek(20); len(b) >= 20 && string(b[:4]) == "\x7fELF" {
+			b := []byte(nil)
+			if c, ok := content.(*tarContent); ok {
+				b = c.peek(20)
+			}
+			if b == nil {
+				pk.reset(content)
+				b, content = pk.peek(20), pk
+			}
+			if len(b) >= 20 && string(b[:4]) == "\x7fELF" {
 				m := binary.LittleEndian.Uint16(b[18:])
 				if b[5] == 2 {
 					m = binary.BigEndian.Uint16(b[18:])
@@ -62,7 +69,6 @@ func (o *Observed) Observe(next Sink) Sink {
 					o.Machines[m]++
 				}
 			}
-			content = pk
 		}
 		return next(e, content)
 	}

@@ -14,7 +14,7 @@ func readRoot(r io.Reader, enc *Encoder, o ArchiveOptions, kind archiveKind) (*R
 	var obs Observed
 	var meta []byte
 	sawMeta, sawRoot, opened := false, kind == kindRoot, false
-	to := TarOptions{MaxEntries: o.Limits.Entries}
+	to := TarOptions{MaxEntries: o.Limits.Entries, enc: enc}
 	sink := obs.Observe(func(e *Entry, content io.Reader) error {
 		if e.Name == "" && e.Mode&0o555 != 0o555 {
 			// The folder that somebody packed was private, as those of mktemp are; as the root of a system it would keep

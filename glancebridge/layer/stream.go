@@ -19,7 +19,9 @@ import (
 //	'L' index flags            a layer begins
 //	'E' entry                  an entry; for a regular file its content follows until Size bytes were given
 //	'D' n bytes                n bytes of content
+//	'M' block off n            n bytes of content, in the memory that both share
 //	'Z' n                      n zero bytes of content that need not be stored
+//	'F' block                  no more of this block's bytes will be named
 //	'X'                        the layer ends
 //	'Q'                        the stream ends; an end without it is a cut stream
 //
@@ -28,6 +30,8 @@ const (
 	frameLayer  = 'L'
 	frameEntry  = 'E'
 	frameData   = 'D'
+	frameShared = 'M'
+	frameFree   = 'F'
 	frameZero   = 'Z'
 	frameEnd    = 'X'
 	frameFinish = 'Q'
@@ -62,16 +66,23 @@ var errFrame = errors.New("malformed entry stream")
 
 // Encoder writes a stream of layers. Not safe for concurrent use.
 type Encoder struct {
-	out io.Writer
-	w   *bufio.Writer // to out
-	buf []byte
-	seg []byte
-	sum hash.Hash // nil unless the layer's own digest is wanted
+	out    io.Writer
+	w      *bufio.Writer // to out
+	buf    []byte
+	seg    []byte    // unless memory is shared
+	sum    hash.Hash // nil unless the layer's own digest is wanted
+	shared *lender   // nil unless memory is shared
 }
 
 // NewEncoder returns an encoder that writes to w.
 func NewEncoder(w io.Writer) *Encoder {
 	return &Encoder{out: w, w: bufio.NewWriterSize(w, 256<<10), seg: make([]byte, MaxChunk)}
+}
+
+// NewSharedEncoder returns an encoder whose content goes by the SharedBytes bytes of mem, which the decoder has before it too;
+// back is where it says which blocks it is done with.
+func NewSharedEncoder(w io.Writer, mem []byte, back io.Reader) *Encoder {
+	return &Encoder{out: w, w: bufio.NewWriterSize(w, 256<<10), shared: newLender(mem, back)}
 }
 
 // Sum starts a digest over the entries that follow and returns the function that ends it: the name of a tree that
@@ -131,32 +142,11 @@ func (e *Encoder) Entry(en *Entry, content io.Reader) error {
 	if en.Type != TypeRegular || en.Size <= 0 {
 		return nil
 	}
-	return segments(content, en.Size, e.seg, e.segment)
+	if c, ok := content.(*tarContent); ok && e.shared != nil {
+		return e.pieces(c, en.Size)
+	}
+	return e.read(content, en.Size)
 }
-
-func (e *Encoder) segment(data []byte, zeros int64) error {
-	if zeros > 0 {
-		return e.write(binary.AppendUvarint(append(e.buf[:0], frameZero), uint64(zeros)))
-	}
-	if err := e.write(binary.AppendUvarint(append(e.buf[:0], frameData), uint64(len(data)))); err != nil {
-		return err
-	}
-	if e.sum != nil {
-		e.sum.Write(data)
-	}
-	if len(data) < directWrite {
-		_, err := e.w.Write(data)
-		return err
-	}
-	if err := e.w.Flush(); err != nil {
-		return err
-	}
-	_, err := e.out.Write(data)
-	return err
-}
-
-// directWrite is the content in bytes that is written from where it lies: to copy it costs more than a system call.
-const directWrite = 64 << 10
 
 func (e *Encoder) write(b []byte) error {
 	e.buf = b[:0]
@@ -172,80 +162,6 @@ func appendText(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
-// segments reads size bytes and hands them on as data or as runs of zero bytes. buf holds one chunk.
-func segments(r io.Reader, size int64, buf []byte, f func(data []byte, zeros int64) error) error {
-	var zeros int64
-	for size > 0 {
-		n := int(min(size, int64(len(buf))))
-		if _, err := io.ReadFull(r, buf[:n]); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
-		}
-		size -= int64(n)
-		b := buf[:n]
-		for len(b) > 0 {
-			if z := zeroPrefix(b); z > 0 {
-				zeros += int64(z)
-				b = b[z:]
-				continue
-			}
-			if zeros > 0 {
-				if err := f(nil, zeros); err != nil {
-					return err
-				}
-				zeros = 0
-			}
-			d := dataPrefix(b)
-			if err := f(b[:d], 0); err != nil {
-				return err
-			}
-			b = b[d:]
-		}
-	}
-	if zeros > 0 {
-		return f(nil, zeros)
-	}
-	return nil
-}
-
-// zeroPrefix counts the bytes of leading whole zero blocks.
-func zeroPrefix(b []byte) int {
-	n := 0
-	for len(b)-n >= zeroBlock && allZero(b[n:n+zeroBlock]) {
-		n += zeroBlock
-	}
-	return n
-}
-
-// dataPrefix counts the bytes before the first whole zero block.
-func dataPrefix(b []byte) int {
-	n := min(zeroBlock, len(b))
-	for len(b)-n >= zeroBlock && !allZero(b[n:n+zeroBlock]) {
-		n += zeroBlock
-	}
-	if len(b)-n < zeroBlock {
-		return len(b)
-	}
-	return n
-}
-
-func allZero(b []byte) bool {
-	for len(b) >= 8 {
-		if binary.NativeEndian.Uint64(b) != 0 {
-			return false
-		}
-		b = b[8:]
-	}
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // Frame is what Decoder.Next found.
 type Frame struct {
 	Kind  byte // 'L', 'E', 'X' or 'Q'
@@ -257,15 +173,36 @@ type Frame struct {
 // Decoder reads what an Encoder wrote. It trusts nothing: lengths are bounded, and an end without the finishing
 // frame is io.ErrUnexpectedEOF.
 type Decoder struct {
-	r    *bufio.Reader
-	left int64 // content bytes of the current entry not yet given
-	used int   // bytes of r's buffer that were given last
+	r      *bufio.Reader
+	left   int64     // content bytes of the current entry not yet given
+	used   int       // bytes of r's buffer that were given last
+	shared *borrowed // nil unless memory is shared
+	block  int       // of the piece that was given last, else -1
+	waits  func()    // called before it may have to wait for more, unless nil
 }
 
 // NewDecoder returns a decoder that reads from r.
 func NewDecoder(r io.Reader) *Decoder {
-	return &Decoder{r: bufio.NewReaderSize(r, 4*MaxChunk)}
+	d := &Decoder{block: -1}
+	d.r = bufio.NewReaderSize(readerFunc(func(p []byte) (int, error) {
+		if d.waits != nil {
+			d.waits()
+		}
+		return r.Read(p)
+	}), 4*MaxChunk)
+	return d
 }
+
+// NewSharedDecoder returns a decoder for what a shared encoder writes.
+func NewSharedDecoder(r io.Reader, mem []byte, back io.Writer) *Decoder {
+	d := NewDecoder(r)
+	d.shared = newBorrowed(mem, back)
+	return d
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // Next reads the next frame that is no content. The content of the entry before must have been consumed.
 func (d *Decoder) Next() (*Frame, error) {
@@ -295,13 +232,40 @@ func (d *Decoder) Next() (*Frame, error) {
 
 // kind reads the first byte of a frame.
 func (d *Decoder) kind() (byte, error) {
+	d.release(d.keep())
 	_, err := d.r.Discard(d.used)
 	d.used = 0
 	if err != nil {
 		return 0, unexpected(err)
 	}
-	k, err := d.r.ReadByte()
-	return k, unexpected(err)
+	for {
+		k, err := d.r.ReadByte()
+		if err != nil || k != frameFree || d.shared == nil {
+			return k, unexpected(err)
+		}
+		no, err := d.number(sharedBlocks - 1)
+		if err == nil {
+			err = d.shared.end(int(no))
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// keep gives the block of the piece that segment gave last, or -1. The piece is valid until the block is released; else
+// it is until the next call.
+func (d *Decoder) keep() int {
+	b := d.block
+	d.block = -1
+	return b
+}
+
+// release may be called from any goroutine.
+func (d *Decoder) release(block int) {
+	if block >= 0 {
+		d.shared.release(block)
+	}
 }
 
 func (d *Decoder) entry() (*Entry, error) {
@@ -418,7 +382,30 @@ func (d *Decoder) segment() (data []byte, zeros int64, err error) {
 		d.used = len(b)
 		return b, 0, nil
 	}
+	if k == frameShared && d.shared != nil {
+		return d.piece()
+	}
 	return nil, 0, fmt.Errorf("%w: frame %#x inside content", errFrame, k)
+}
+
+// piece gives content that lies in the shared memory.
+func (d *Decoder) piece() (data []byte, zeros int64, err error) {
+	var v [3]uint64
+	for i, limit := range []uint64{sharedBlocks - 1, SharedBlock, uint64(min(d.left, SharedBlock))} {
+		if v[i], err = d.number(limit); err != nil {
+			return nil, 0, err
+		}
+	}
+	no, off, n := int(v[0]), int(v[1]), int(v[2])
+	if n == 0 {
+		return nil, 0, fmt.Errorf("%w: empty data frame", errFrame)
+	}
+	if data, err = d.shared.name(no, off, n); err != nil {
+		return nil, 0, err
+	}
+	d.left -= int64(n)
+	d.block = no
+	return data, 0, nil
 }
 
 func (d *Decoder) number(limit uint64) (uint64, error) {

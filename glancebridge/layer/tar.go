@@ -2,13 +2,10 @@ package layer
 
 import (
 	"archive/tar"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"hash"
 	"io"
 	"strings"
-	"sync/atomic"
 )
 
 // Limits bound what one image may cost. Zero takes the default.
@@ -56,13 +53,19 @@ type TarOptions struct {
 	Strip string
 	// MaxEntries bounds the members; 0 is no bound.
 	MaxEntries int64
+	// enc, unless nil, is what the sink writes to. What it shares with the applier is what the tar is read into.
+	enc *Encoder
 }
 
 // ReadTar reads an uncompressed tar to its last byte and hands every member to sink.
 func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 	h := newHashReader(r)
+	if o.enc != nil && o.enc.shared != nil {
+		h.enc = o.enc
+	}
 	info := &TarInfo{}
-	tr := tar.NewReader(h)
+	src := &tarSource{h: h}
+	tr := tar.NewReader(src)
 	for {
 		end := (h.given + 511) &^ 511 // of the member before, with its padding
 		hdr, err := tr.Next()
@@ -81,10 +84,19 @@ func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 		if err != nil {
 			return nil, err
 		}
+		content := io.Reader(tr)
+		plain := &tarContent{src: src}
+		if hdr.Typeflag == tar.TypeReg && !isSparse(hdr) {
+			plain.left = hdr.Size
+			content = plain
+		}
 		if e != nil {
-			if err := sink(e, tr); err != nil {
+			if err := sink(e, content); err != nil {
 				return nil, tarError(err)
 			}
+		}
+		if err := plain.skip(); err != nil {
+			return nil, tarError(err)
 		}
 		if _, err := io.Copy(io.Discard, tr); err != nil {
 			return nil, tarError(err)
@@ -92,6 +104,9 @@ func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 	}
 	if _, err := io.Copy(io.Discard, h); err != nil {
 		return nil, tarError(err)
+	}
+	if err := h.close(); err != nil {
+		return nil, err
 	}
 	info.DiffID = "sha256:" + hex.EncodeToString(h.sum())
 	info.Bytes = h.n.Load()
@@ -226,71 +241,4 @@ func tarXattrs(hdr *tar.Header, e *Entry) error {
 		e.Xattrs[name] = v
 	}
 	return nil
-}
-
-// hashReader hashes what it reads, in large pieces: archive/tar reads headers 512 bytes at a time.
-type hashReader struct {
-	r    io.Reader
-	h    hash.Hash
-	n    atomic.Int64 // bytes read so far; decompressors read ahead on goroutines of their own
-	buf  []byte
-	have []byte // read and hashed, not yet given
-	err  error
-
-	given int64 // bytes handed on
-}
-
-func newHashReader(r io.Reader) *hashReader {
-	return &hashReader{r: r, h: sha256.New(), buf: make([]byte, 256<<10)}
-}
-
-func (h *hashReader) Read(p []byte) (int, error) {
-	if len(h.have) == 0 {
-		if h.err != nil {
-			return 0, h.err
-		}
-		var n int
-		for n == 0 && h.err == nil {
-			n, h.err = h.r.Read(h.buf)
-		}
-		h.h.Write(h.buf[:n])
-		h.n.Add(int64(n))
-		h.have = h.buf[:n]
-		if n == 0 {
-			return 0, h.err
-		}
-	}
-	n := copy(p, h.have)
-	h.have = h.have[n:]
-	h.given += int64(n)
-	return n, nil
-}
-
-func (h *hashReader) sum() []byte { return h.h.Sum(nil) }
-
-// peeker gives the beginning of a member without consuming it.
-type peeker struct {
-	r   io.Reader
-	buf []byte
-	arr [512]byte
-}
-
-func (p *peeker) reset(r io.Reader) { p.r, p.buf = r, nil }
-
-func (p *peeker) peek(n int) []byte {
-	if len(p.buf) < n {
-		have := copy(p.arr[:], p.buf)
-		m, _ := io.ReadFull(p.r, p.arr[have:min(n, len(p.arr))])
-		p.buf = p.arr[:have+m]
-	}
-	return p.buf
-}
-
-func (p *peeker) Read(b []byte) (int, error) {
-	if len(p.buf) > 0 {
-		n := copy(b, p.buf)
-		p.buf = p.buf[n:]
-		return n, nil
-	}
-	return p.r.Read(b)
 }

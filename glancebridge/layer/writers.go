@@ -22,6 +22,7 @@ type writers struct {
 	ended      sync.WaitGroup // the goroutines
 	failed     atomic.Bool
 	exactModes bool
+	done       func(block int) // with the content of a file
 	mu         sync.Mutex
 	err        error
 
@@ -36,7 +37,8 @@ type nameKey struct {
 	base string
 }
 
-// batch is some files for one of the goroutines. Their names and contents lie in data.
+// batch is some files for one of the goroutines. Their names lie in data, and their contents unless these are in a block of
+// the shared memory.
 type batch struct {
 	jobs []writeJob
 	data []byte
@@ -44,11 +46,12 @@ type batch struct {
 
 // writeJob is one file. base ends with a NUL byte.
 type writeJob struct {
-	dir  int
-	full string
-	base []byte
-	data []byte
-	plan plan
+	dir   int
+	full  string
+	base  []byte
+	data  []byte
+	block int // that data lies in, else -1
+	plan  plan
 }
 
 // The bounds of what is under way.
@@ -62,8 +65,8 @@ const (
 
 // newWriters starts the goroutines. With exactModes the umask is known to be 0, so that a mode given to open(2) is the one
 // that the file gets.
-func newWriters(exactModes bool) *writers {
-	w := &writers{free: make(chan *batch, maxBatches), names: map[nameKey]struct{}{}, exactModes: exactModes}
+func newWriters(exactModes bool, done func(block int)) *writers {
+	w := &writers{done: done, free: make(chan *batch, maxBatches), names: map[nameKey]struct{}{}, exactModes: exactModes}
 	for range maxBatches {
 		w.free <- nil
 	}
@@ -79,6 +82,7 @@ func newWriters(exactModes bool) *writers {
 					if err := b.jobs[i].run(w.exactModes); err != nil {
 						w.fail(err)
 					}
+					w.done(b.jobs[i].block)
 				}
 				clear(b.jobs)
 				b.jobs, b.data = b.jobs[:0], b.data[:0]
@@ -99,8 +103,8 @@ func (w *writers) fail(err error) {
 	w.failed.Store(true)
 }
 
-// put hands over a file; data is copied.
-func (w *writers) put(parent *dirFD, base, full string, data []byte, p plan) error {
+// put hands over a file; data is copied, unless it is in a block of the shared memory, which is kept until it is written.
+func (w *writers) put(parent *dirFD, base, full string, data []byte, block int, p plan) error {
 	if w.failed.Load() {
 		return w.wait()
 	}
@@ -110,7 +114,11 @@ func (w *writers) put(parent *dirFD, base, full string, data []byte, p plan) err
 		}
 	}
 	q := parent.ino % uint64(len(w.queues))
-	if b := w.open[q]; b != nil && len(b.data)+len(base)+1+len(data) > cap(b.data) {
+	size := len(base) + 1
+	if block < 0 {
+		size += len(data)
+	}
+	if b := w.open[q]; b != nil && len(b.data)+size > cap(b.data) {
 		w.send(q)
 	}
 	b := w.open[q]
@@ -121,9 +129,13 @@ func (w *writers) put(parent *dirFD, base, full string, data []byte, p plan) err
 		w.open[q] = b
 	}
 	at := len(b.data)
-	b.data = append(append(append(b.data, base...), 0), data...)
-	end := at + len(base) + 1
-	b.jobs = append(b.jobs, writeJob{dir: parent.fd, full: full, base: b.data[at:end], data: b.data[end:], plan: p})
+	b.data = append(append(b.data, base...), 0)
+	end := len(b.data)
+	if block < 0 {
+		b.data = append(b.data, data...)
+		data = b.data[end:]
+	}
+	b.jobs = append(b.jobs, writeJob{dir: parent.fd, full: full, base: b.data[at:end], data: data, block: block, plan: p})
 	w.names[nameKey{parent.ino, base}] = struct{}{}
 	if len(b.jobs) == maxJobs {
 		w.send(q)
@@ -138,6 +150,15 @@ func (w *writers) send(q uint64) {
 	w.open[q] = nil
 }
 
+// sendAll gives away what is not full yet.
+func (w *writers) sendAll() {
+	for q, b := range w.open {
+		if b != nil {
+			w.send(uint64(q))
+		}
+	}
+}
+
 // settle waits if the name is under way.
 func (w *writers) settle(parent *dirFD, base string) error {
 	if _, ok := w.names[nameKey{parent.ino, base}]; !ok {
@@ -148,11 +169,7 @@ func (w *writers) settle(parent *dirFD, base string) error {
 
 // wait returns when everything put so far is written.
 func (w *writers) wait() error {
-	for q, b := range w.open {
-		if b != nil {
-			w.send(uint64(q))
-		}
-	}
+	w.sendAll()
 	w.jobs.Wait()
 	clear(w.names)
 	for _, fd := range w.retired {
