@@ -219,6 +219,7 @@ func (e *Engine) openPool() {
 	for _, s := range sizes {
 		var size, inodes int64
 		if _, err := fmt.Sscanf(s.Name(), "%d-%d", &size, &inodes); err == nil {
+			e.trim(size, inodes)
 			e.fillPool(size, inodes)
 		}
 	}

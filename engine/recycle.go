@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,8 +22,10 @@ import (
 const (
 	// used marks a disk that is being emptied.
 	used = ".used"
-	// maxSpare bounds the disks of one size that wait, those made in advance among them.
-	maxSpare = 8
+	// maxSpare bounds the disks of one size that wait, those made in advance among them; spareTime is how long it may be more
+	// than those.
+	maxSpare  = 8
+	spareTime = 2 * time.Second
 )
 
 // pooled is the name of a disk that waits. It tells the host's boot: after another one nobody knows what of the emptying
@@ -68,15 +71,54 @@ func (e *Engine) recycle(d rootfs.Disk, size, inodes int64) {
 		e.pool.Unlock()
 	}
 	if err == nil {
+		time.AfterFunc(spareTime, func() { e.background(func() { e.trim(size, inodes) }) })
 		return
 	}
 	e.log.Debug("disk is not used again", "path", d.Dir, "reason", err)
-	// One that cannot be unmounted stays until the next start.
-	if err = detached(d.Detach); err == nil {
+	e.dropUsed(d)
+}
+
+// dropUsed removes a disk that nobody can take. One that cannot be unmounted stays until the next start.
+func (e *Engine) dropUsed(d rootfs.Disk) {
+	err := detached(d.Detach)
+	if err == nil {
 		err = os.RemoveAll(d.Dir)
 	}
 	if err != nil {
 		e.log.Error("remove used disk", "path", d.Dir, "error", err)
+	}
+}
+
+// trim removes what waits of a size beyond what is made in advance.
+func (e *Engine) trim(size, inodes int64) {
+	for e.ctx.Err() == nil {
+		d, ok := e.surplus(e.poolDir(size, inodes))
+		if !ok {
+			return
+		}
+		e.dropUsed(d)
+	}
+}
+
+// surplus takes one disk too many out of those that wait.
+func (e *Engine) surplus(dir string) (d rootfs.Disk, ok bool) {
+	e.pool.Lock()
+	defer e.pool.Unlock()
+	es, err := os.ReadDir(dir)
+	es = slices.DeleteFunc(es, func(entry os.DirEntry) bool { return !ready(entry.Name()) })
+	if err != nil || len(es) <= max(e.o.DiskPool, 0) {
+		return d, false
+	}
+	d.Dir = filepath.Join(dir, es[0].Name()+used)
+	return d, os.Rename(strings.TrimSuffix(d.Dir, used), d.Dir) == nil
+}
+
+// background runs f unless the engine has closed, which waits for it.
+func (e *Engine) background(f func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ctx.Err() == nil {
+		e.wg.Go(f)
 	}
 }
 

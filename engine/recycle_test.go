@@ -73,6 +73,20 @@ func TestDiskIsUsedAgain(t *testing.T) {
 		t.Fatal("no instance got the disk")
 	}
 	eventually(t, "the disk that held much is gone", func() string { return waiting()[was] })
+	for _, id := range []string{"x", "y", "z"} {
+		te.run(id, limits, app(layers, "sleep 1000"))
+	}
+	for _, id := range []string{"x", "y", "z"} {
+		if err := te.Destroy(ctx, id, novalet.DestroyOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "no more wait than are made in advance", func() string {
+		if n := len(waiting()); n != te.o.DiskPool {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
 }
 
 // TestDisksOfAnEarlierBoot: what was being emptied when the agent was killed, and what waited when the host went down, are nobody's
