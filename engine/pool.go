@@ -191,7 +191,7 @@ func (e *Engine) dropUnfinished() {
 		e.log.Warn("disk templates", "error", err)
 	}
 	e.eachPooled(func(d rootfs.Disk) error {
-		if name := filepath.Base(d.Dir); ready(name) && strings.HasPrefix(name, e.bootID) {
+		if name := filepath.Base(d.Dir); ready(name) && strings.HasPrefix(name, e.boot()) {
 			return nil
 		}
 		return errors.Join(d.Detach(), os.RemoveAll(d.Dir))

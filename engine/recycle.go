@@ -30,7 +30,10 @@ const (
 
 // pooled is the name of a disk that waits. It tells the host's boot: after another one nobody knows what of the emptying
 // has reached the disk.
-func (e *Engine) pooled() string { return fmt.Sprintf("%s.%d", e.bootID, time.Now().UnixNano()) }
+func (e *Engine) pooled() string { return fmt.Sprintf("%s.%d", e.boot(), time.Now().UnixNano()) }
+
+// boot is the host's boot as a part of a name that nobody takes for an instance's.
+func (e *Engine) boot() string { return strings.ReplaceAll(e.bootID, "-", "") }
 
 // notice remembers how much room a disk has that nobody has used yet.
 func (e *Engine) notice(d rootfs.Disk, size, inodes int64) {
