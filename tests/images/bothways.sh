@@ -27,7 +27,7 @@ there() {
         -drive "file=$1,if=none,id=root,format=qcow2,snapshot=on" -device virtio-blk-pci,drive=root -device virtio-rng-pci \
         -serial "file:$work/console" >"$work/qemu.log" 2>&1 </dev/null &
     pid=$!
-    until tr -d '\r' <"$work/console" | grep -aq ' login: *$'; do
+    until tr -d '\r' <"$work/console" | grep -aq ' login: '; do # what the kernel says may follow on the line
         if ! kill -0 "$pid" 2>/dev/null || [ $((SECONDS - t0)) -gt "$deadline" ]; then
             echo "no login prompt in QEMU after $((SECONDS - t0)) s; the end of its console:" >&2
             tail -n 5 "$work/qemu.log" >&2
