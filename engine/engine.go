@@ -60,8 +60,9 @@ type Options struct {
 	WarmSlots int
 	// MaxInstances bounds the instances of this host; 0 is bounded by ids only.
 	MaxInstances int
-	// layout stands in for the host's cgroups in tests.
-	layout *cgroup.Layout
+	// layout stands in for the host's cgroups, and spareTime for the constant, in tests.
+	layout    *cgroup.Layout
+	spareTime time.Duration
 	// Logger gets one line per transition. Default slog.Default.
 	Logger *slog.Logger
 }
@@ -96,6 +97,9 @@ func (o *Options) fill() {
 	}
 	if o.DiskPool == 0 {
 		o.DiskPool = 2
+	}
+	if o.spareTime == 0 {
+		o.spareTime = spareTime
 	}
 	if o.StartTimeout <= 0 {
 		o.StartTimeout = time.Minute

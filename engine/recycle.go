@@ -25,7 +25,7 @@ const (
 	// maxSpare bounds the disks of one size that wait, those made in advance among them; spareTime is how long it may be more
 	// than those.
 	maxSpare  = 8
-	spareTime = 2 * time.Second
+	spareTime = 30 * time.Second
 )
 
 // pooled is the name of a disk that waits. It tells the host's boot: after another one nobody knows what of the emptying
@@ -74,7 +74,7 @@ func (e *Engine) recycle(d rootfs.Disk, size, inodes int64) {
 		e.pool.Unlock()
 	}
 	if err == nil {
-		time.AfterFunc(spareTime, func() { e.background(func() { e.trim(size, inodes) }) })
+		time.AfterFunc(e.o.spareTime, func() { e.background(func() { e.trim(size, inodes) }) })
 		return
 	}
 	e.log.Debug("disk is not used again", "path", d.Dir, "reason", err)

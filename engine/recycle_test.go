@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/novalet/novalet"
 )
@@ -73,6 +74,7 @@ func TestDiskIsUsedAgain(t *testing.T) {
 		t.Fatal("no instance got the disk")
 	}
 	eventually(t, "the disk that held much is gone", func() string { return waiting()[was] })
+	te.o.spareTime = 100 * time.Millisecond
 	for _, id := range []string{"x", "y", "z"} {
 		te.run(id, limits, app(layers, "sleep 1000"))
 	}
