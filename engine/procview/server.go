@@ -69,6 +69,8 @@ const (
 	firstNode = 2
 	autoInval = 1 << 12 // FUSE_AUTO_INVAL_DATA: drop cached pages when an attribute says that the file changed
 	maxRead   = 128 << 10
+	// unknownSize is more than any file of a view has.
+	unknownSize = 16 << 20
 	// Nobody writes; the kernel wants room for a header and this much in each read of the device.
 	maxWrite  = 4096
 	headerIn  = 40
@@ -225,7 +227,7 @@ func (v *View) attr(node uint64, size bool) []byte {
 		mode, nlink = unix.S_IFDIR|0o555, 2
 	} else if !size {
 		// Not yet known, and asked for by whoever wants to know. What reads without asking (sendfile) stops where a read is short of it.
-		binary.NativeEndian.PutUint64(a[8:], maxRead)
+		binary.NativeEndian.PutUint64(a[8:], unknownSize)
 	} else if c := v.content(node, true); c != nil {
 		binary.NativeEndian.PutUint64(a[8:], uint64(len(c.data)))
 		binary.NativeEndian.PutUint64(a[16:], uint64(len(c.data)+511)/512)
