@@ -1,5 +1,5 @@
-// Package gunzip undoes gzip (RFC 1952), about twice as fast as what it replaces: half of what reading a compressed root
-// file system costs is this. A goroutine reads ahead, and ends with Close or the stream. It keeps nothing on disk.
+// Package gunzip undoes gzip (RFC 1952), about twice as fast as compress/gzip (BenchmarkGunzip): half of what reading a
+// compressed root file system costs is this. A goroutine reads ahead, and ends with Close or the stream. It keeps nothing on disk.
 package gunzip
 
 import (

@@ -187,18 +187,26 @@ func FuzzGunzip(f *testing.F) {
 	})
 }
 
+// BenchmarkGunzip compares with the standard library.
 func BenchmarkGunzip(b *testing.B) {
 	data := samples(b)["program"]
 	z := compress(b, data, 6)
-	b.SetBytes(int64(len(data)))
-	for b.Loop() {
-		r, err := NewReader(bytes.NewReader(z))
-		if err != nil {
-			b.Fatal(err)
-		}
-		if n, err := io.Copy(io.Discard, r); err != nil || n != int64(len(data)) {
-			b.Fatal(n, err)
-		}
-		r.Close()
+	for name, open := range map[string]func() (io.ReadCloser, error){
+		"ours":    func() (io.ReadCloser, error) { return NewReader(bytes.NewReader(z)) },
+		"library": func() (io.ReadCloser, error) { return gzip.NewReader(bytes.NewReader(z)) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				r, err := open()
+				if err != nil {
+					b.Fatal(err)
+				}
+				if n, err := io.Copy(io.Discard, r); err != nil || n != int64(len(data)) {
+					b.Fatal(n, err)
+				}
+				r.Close()
+			}
+		})
 	}
 }

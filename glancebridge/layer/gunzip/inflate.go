@@ -336,22 +336,13 @@ func (f *inflater) codes() error {
 		e := f.lit[bits&(1<<litBits-1)]
 		if e&flagLiteral != 0 && n >= 48 {
 			// Three codes of at most litBits bits are there.
-			out[w] = byte(e >> 16)
-			w++
-			bits >>= e & 63
-			n -= uint(e & 63)
-			e = f.lit[bits&(1<<litBits-1)]
-			if e&flagLiteral != 0 {
+			for range 3 {
 				out[w] = byte(e >> 16)
 				w++
 				bits >>= e & 63
 				n -= uint(e & 63)
-				e = f.lit[bits&(1<<litBits-1)]
-				if e&flagLiteral != 0 {
-					out[w] = byte(e >> 16)
-					w++
-					bits >>= e & 63
-					n -= uint(e & 63)
+				if e = f.lit[bits&(1<<litBits-1)]; e&flagLiteral == 0 {
+					break
 				}
 			}
 			continue
