@@ -2,7 +2,6 @@ package glancebridge
 
 import (
 	"context"
-	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/sha512"
 	"github.com/novalet/novalet/internal/statefile"
 )
 

@@ -3,7 +3,6 @@ package glancebridge
 import (
 	"bufio"
 	"context"
-	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/sha512"
 	"github.com/novalet/novalet/internal/statefile"
 )
 
