@@ -47,7 +47,7 @@ func (in *instance) groups(kind string) (groups, error) {
 	return g, nil
 }
 
-// cloneArgs are the arguments of a clone3 without shared memory, into the group of cgroup2.
+// cloneArgs are the arguments of a clone3 into the group of cgroup2.
 func (g groups) cloneArgs(flags uintptr) *cloneArgs {
 	a := &cloneArgs{flags: uint64(flags), exitSignal: uint64(unix.SIGCHLD)}
 	if g.v2 >= 0 {

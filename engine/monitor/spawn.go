@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -15,18 +16,8 @@ import (
 )
 
 // A process that joins an existing user namespace must be single-threaded when it does, so neither the Go
-// runtime's own fork and exec nor setns on a locked thread can do it. spawn forks by hand: the child runs a
-// prepared list of system calls, on the copied stack, and ends in execveat. It is plain fork, not vfork:
-// setns into a time namespace is refused while memory is shared.
-
-//go:linkname beforeFork syscall.runtime_BeforeFork
-func beforeFork()
-
-//go:linkname afterFork syscall.runtime_AfterFork
-func afterFork()
-
-//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
-func afterForkInChild()
+// runtime's own fork and exec nor setns on a locked thread can do it. spawn makes the child by hand: it runs a
+// prepared list of system calls and ends in execveat (see clone.go).
 
 // call is one prepared system call of a child.
 type call struct {
@@ -53,7 +44,7 @@ type spawnSpec struct {
 	// prog is an open program, argv and env its arguments.
 	prog      int
 	argv, env []string
-	// attach runs in the parent when the first clone exists and waits: id maps.
+	// attach runs in the parent when the first clone has joined its groups and waits: id maps.
 	attach func(pid int) error
 }
 
@@ -81,9 +72,7 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	if err != nil {
 		return 0, nil, fmt.Errorf("spawn: %w", err)
 	}
-	empty := [1]byte{}
-	var waitByte [1]byte
-	self := [1]byte{'0'}
+	run := newChildRun(s)
 
 	// Descriptors: park all above fdBase, close everything below, put them in place. The pipes and the program
 	// keep fixed numbers so that the rest of the list can name them.
@@ -124,9 +113,10 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 		add(unix.SYS_DUP3, uintptr(parked+i), uintptr(i), 0)
 	}
 	for i, name := range s.groups.names {
-		calls = append(calls, call{nr: unix.SYS_WRITE, a: [5]uintptr{uintptr(tasks + i), uintptr(unsafe.Pointer(&self[0])), 1}, name: "join cgroup " + name})
+		calls = append(calls, call{nr: unix.SYS_WRITE, a: [5]uintptr{uintptr(tasks + i), uintptr(unsafe.Pointer(&run.self[0])), 1}, name: "join cgroup " + name})
 	}
-	add(unix.SYS_READ, syncFd, uintptr(unsafe.Pointer(&waitByte[0])), 1)
+	add(unix.SYS_WRITE, reportFd, uintptr(unsafe.Pointer(&run.ready)), unsafe.Sizeof(run.ready))
+	add(unix.SYS_READ, syncFd, uintptr(unsafe.Pointer(&run.wait[0])), 1)
 	k := parked + len(s.files)
 	for _, j := range s.join {
 		if j.nr == unix.SYS_SETNS {
@@ -143,68 +133,30 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	if s.fork != nil {
 		calls = append(calls, call{nr: unix.SYS_CLONE, a: [5]uintptr{*s.fork | unix.CLONE_PARENT | uintptr(unix.SIGCHLD)}, fork: true})
 	}
-	add(unix.SYS_EXECVEAT, progFd, uintptr(unsafe.Pointer(&empty[0])), uintptr(unsafe.Pointer(&argv[0])),
+	add(unix.SYS_RT_SIGPROCMASK, sigSetmask, uintptr(unsafe.Pointer(&run.mask)), 0, unsafe.Sizeof(run.mask))
+	add(unix.SYS_EXECVEAT, progFd, uintptr(unsafe.Pointer(&run.empty[0])), uintptr(unsafe.Pointer(&argv[0])),
 		uintptr(unsafe.Pointer(&env[0])), unix.AT_EMPTY_PATH)
 
-	var rec [2]uintptr
-	args := s.groups.cloneArgs(s.flags)
-	runtime.LockOSThread()
-	syscall.ForkLock.Lock()
-	pid, errno := rawFork(args, calls, moved, uintptr(report[1]), reportFd, &rec)
-	syscall.ForkLock.Unlock()
-	runtime.UnlockOSThread()
+	run.calls, run.n, run.moved = &calls[0], uintptr(len(calls)), uintptr(moved)
+	run.early, run.late = uintptr(report[1]), reportFd
+	// Beside the clone, which may return no sooner than the child runs its program.
+	f := &follower{report: os.NewFile(uintptr(report[0]), "report"), release: sync[1], run: run, attach: s.attach, calls: calls, done: make(chan struct{})}
+	report[0], sync[1] = -1, -1
+	go f.follow()
+	pid, errno := run.clone()
 	runtime.KeepAlive(argv)
 	runtime.KeepAlive(env)
-	runtime.KeepAlive(calls)
-	if errno != 0 {
-		return 0, nil, fmt.Errorf("spawn: clone: %w", errno)
-	}
-	first := claim(int(pid))
 	closeFd(&report[1])
 	closeFd(&sync[0])
-
-	if s.attach != nil {
-		if err := s.attach(int(pid)); err != nil {
-			unix.Kill(int(pid), unix.SIGKILL)
-			<-first
-			return 0, nil, err
-		}
+	if errno != 0 {
+		<-f.done
+		return 0, nil, fmt.Errorf("spawn: clone: %w", errno)
 	}
-	if _, err := unix.Write(sync[1], []byte{1}); err != nil {
-		unix.Kill(int(pid), unix.SIGKILL)
-		<-first
-		return 0, nil, fmt.Errorf("spawn: release child: %w", err)
-	}
-	closeFd(&sync[1])
-
-	// Records: a pid (tag 1) from the middle process, then an error (tag 2), or the end of the pipe at exec.
-	final := int(pid)
+	first := claim(pid)
+	<-f.done
+	final, failed, done := pid, f.err, first
 	if s.fork != nil {
-		final = 0
-	}
-	rf := os.NewFile(uintptr(report[0]), "report")
-	report[0] = -1
-	defer rf.Close()
-	var failed error
-	var buf [16]byte
-	for {
-		n, err := rf.Read(buf[:])
-		if n < 16 || err != nil {
-			break
-		}
-		tag, val := binary.NativeEndian.Uint64(buf[:8]), binary.NativeEndian.Uint64(buf[8:])
-		if tag == 1 {
-			final = int(val)
-			continue
-		}
-		c := calls[tag-2]
-		if c.name == "" {
-			c.name = fmt.Sprintf("step %d (system call %d)", tag-2, c.nr)
-		}
-		failed = fmt.Errorf("spawn: %s: %w", c.name, syscall.Errno(val))
-	}
-	done := first
-	if s.fork != nil {
+		final = f.second
 		<-first
 		if final != 0 {
 			done = claim(final)
@@ -223,45 +175,64 @@ func spawn(s *spawnSpec, claim func(int) <-chan unix.WaitStatus) (int, <-chan un
 	return final, done, nil
 }
 
-// rawFork clones and, in the child, runs the calls. Nothing here may grow the stack or allocate: in the child
-// only this thread exists. Errors go to early until the first moved calls are done, then to late.
-//
-//go:norace
-//go:nosplit
-//go:noinline
-func rawFork(args *cloneArgs, calls []call, moved int, early, late uintptr, rec *[2]uintptr) (uintptr, syscall.Errno) {
-	beforeFork()
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
-	if errno != 0 || pid != 0 {
-		afterFork()
-		return pid, errno
-	}
-	afterForkInChild()
-	for i := range calls {
-		c := &calls[i]
-		r, _, e := syscall.RawSyscall6(c.nr, c.a[0], c.a[1], c.a[2], c.a[3], c.a[4], 0)
-		to := late
-		if i < moved {
-			to = early
-		}
-		if e != 0 && !c.mayFail {
-			rec[0], rec[1] = uintptr(i)+2, uintptr(e)
-			syscall.RawSyscall(unix.SYS_WRITE, to, uintptr(unsafe.Pointer(rec)), 16)
-			for {
-				syscall.RawSyscall(unix.SYS_EXIT_GROUP, 127, 0, 0)
-			}
-		}
-		if c.fork && r != 0 {
-			rec[0], rec[1] = 1, r
-			syscall.RawSyscall(unix.SYS_WRITE, to, uintptr(unsafe.Pointer(rec)), 16)
-			for {
-				syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
-			}
-		}
-	}
+// follower reads what a child reports, until it runs its program or dies, and attaches it when it waits for that.
+type follower struct {
+	report  *os.File
+	release int // what it waits at
+	run     *childRun
+	attach  func(pid int) error
+	calls   []call
+
+	done   chan struct{} // closed when what follows is set
+	err    error
+	second int // the pid of its child, where that goes on
+}
+
+// The tags of a child's records. An error's is its call's number and the first tag that is free.
+const (
+	tagChild = iota + 1
+	tagReady
+	tagError
+)
+
+func (f *follower) follow() {
+	defer close(f.done)
+	defer f.report.Close()
+	defer closeFd(&f.release)
+	var buf [16]byte
 	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 126, 0, 0)
+		n, err := f.report.Read(buf[:])
+		if n < 16 || err != nil {
+			return
+		}
+		tag, val := binary.NativeEndian.Uint64(buf[:8]), binary.NativeEndian.Uint64(buf[8:])
+		switch tag {
+		case tagChild:
+			f.second = int(val)
+		case tagReady:
+			if f.err = f.ready(int(atomic.LoadInt32(&f.run.pid))); f.err != nil {
+				return
+			}
+		default:
+			c := f.calls[tag-tagError]
+			if c.name == "" {
+				c.name = fmt.Sprintf("step %d (system call %d)", tag-tagError, c.nr)
+			}
+			f.err = fmt.Errorf("spawn: %s: %w", c.name, syscall.Errno(val))
+		}
 	}
+}
+
+func (f *follower) ready(pid int) error {
+	err := f.attach(pid)
+	if err == nil {
+		if _, err = unix.Write(f.release, []byte{1}); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("spawn: release child: %w", err)
+	}
+	unix.Kill(pid, unix.SIGKILL)
+	return err
 }
 
 func closeFd(fd *int) {
