@@ -362,6 +362,11 @@ func (g *Group) Remove() error {
 		if r.Kind == "payload" || r.Kind == "exec" {
 			continue // below base
 		}
+		if r.Kind == "base" {
+			// What is in it of ours; what the guest made beside it follows.
+			_ = unix.Rmdir(filepath.Join(r.Path, "exec"))
+			_ = unix.Rmdir(filepath.Join(r.Path, "payload"))
+		}
 		for {
 			err := rmtree(r.Path)
 			if err == nil {
@@ -415,19 +420,60 @@ func mkdir(dir string) error {
 	return nil
 }
 
+// The files of a cgroup are opened without package os: they can be polled, so that it would register each with the runtime's
+// poller, and there are some forty to open for one instance.
+
+func open(path string, flags int) (int, error) {
+	for {
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return -1, &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		return fd, nil
+	}
+}
+
 func write(dir, file, val string) error {
-	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	path := filepath.Join(dir, file)
+	fd, err := open(path, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(val)
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	defer unix.Close(fd)
+	for {
+		_, err := unix.Write(fd, []byte(val))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "write", Path: path, Err: err}
+		}
+		return nil
 	}
-	return err
 }
 
 func read(dir, file string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(dir, file))
-	return strings.TrimSpace(string(b)), err
+	path := filepath.Join(dir, file)
+	fd, err := open(path, unix.O_RDONLY)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	var text []byte
+	for buf := make([]byte, 4096); ; {
+		n, err := unix.Read(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return "", &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return strings.TrimSpace(string(text)), nil
+		}
+		text = append(text, buf[:n]...)
+	}
 }

@@ -25,8 +25,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/engine"
 	"github.com/novalet/novalet/engine/cgroup"
@@ -53,6 +51,7 @@ type bench struct {
 	layers []novalet.Layer
 	limits novalet.Limits
 	net    *bridge
+	logs   *writes
 	next   atomic.Int64
 }
 
@@ -80,6 +79,10 @@ func run(rounds, live int, rootMiB int64, rows string) error {
 		return err
 	}
 	defer b.net.close()
+	if b.logs, err = newWrites(); err != nil {
+		return err
+	}
+	defer b.logs.close()
 	if b.e, err = engine.Open(b.opts); err != nil {
 		return err
 	}
@@ -166,6 +169,10 @@ func (b *bench) ours() (*instance, time.Duration, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	written, err := b.logs.watch(filepath.Join(b.opts.StateDir, "instances", in.id, "console.log"))
+	if err != nil {
+		return nil, 0, err
+	}
 	if err := b.net.plug(ctx, in, st.NetNS); err != nil {
 		return nil, 0, err
 	}
@@ -173,17 +180,10 @@ func (b *bench) ours() (*instance, time.Duration, error) {
 		Process: novalet.ProcessSpec{Args: []string{"/bin/sh", "-c", script}}}); err != nil {
 		return nil, 0, err
 	}
-	log := filepath.Join(b.opts.StateDir, "instances", in.id, "console.log")
-	for {
-		if st, err := os.Stat(log); err == nil && st.Size() > 0 {
-			return in, time.Since(began), nil
-		}
-		if ctx.Err() != nil {
-			return nil, 0, ctx.Err()
-		}
-		// Not time.Sleep: with nothing else to do, Go's poller rounds it up to a millisecond.
-		_ = unix.Nanosleep(&unix.Timespec{Nsec: 20_000}, nil)
+	if err := written(ctx); err != nil {
+		return nil, 0, err
 	}
+	return in, time.Since(began), nil
 }
 
 // stop ends one of ours and tells how long that took; what frees it follows.
