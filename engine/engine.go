@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/novalet/novalet"
@@ -136,7 +137,8 @@ type Engine struct {
 	warm      []*warmSlot
 	warming   bool
 	spawning  sync.Mutex
-	pool      sync.Mutex // taking a disk made in advance, and mounting it where it waits
+	trash     atomic.Int64 // who wants it emptied
+	pool      sync.Mutex   // taking a disk made in advance, and mounting it where it waits
 	// fresh is the room of unused disks, by the directory where they wait. pool is held.
 	fresh map[string]rootfs.Room
 }

@@ -159,9 +159,24 @@ func (e *Engine) putAside(dir string) (string, error) {
 	return to, nil
 }
 
-// emptyTrash removes what was put aside. The trees have been tenants': they are removed through os.Root, which no
-// link in them leads out of.
+// emptyTrash removes what was put aside. One does at a time: others would stumble over the same trees. Who comes meanwhile
+// leaves it to that one to look again.
 func (e *Engine) emptyTrash() {
+	if e.trash.Add(1) > 1 {
+		return
+	}
+	for {
+		n := e.trash.Load()
+		e.emptyTrashOnce()
+		if e.trash.CompareAndSwap(n, 0) {
+			return
+		}
+	}
+}
+
+// emptyTrashOnce removes what is there. The trees have been tenants': they are removed through os.Root, which no
+// link in them leads out of.
+func (e *Engine) emptyTrashOnce() {
 	dir := filepath.Join(e.o.StateDir, "trash")
 	es, err := os.ReadDir(dir)
 	if err != nil {

@@ -170,10 +170,9 @@ func (p *Plugger) configureLink(r *novalet.PlugRequest, ns *os.File, find func(*
 			return fmt.Errorf("open netlink inside: %w", err)
 		}
 		defer h.Close()
-		if lo, err := h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
-			if err := h.LinkSetUp(lo); err != nil {
-				return fmt.Errorf("bring up lo inside: %w", err)
-			}
+		// The first device of every namespace is lo (LOOPBACK_IFINDEX in include/net/flow.h).
+		if err := h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}); err != nil {
+			return fmt.Errorf("bring up lo inside: %w", err)
 		}
 		link, err := find(h)
 		if err != nil {

@@ -84,11 +84,16 @@ func (p *Plugger) makePair(name string, r *novalet.PlugRequest, ns *os.File) (ne
 	if err != nil {
 		return nil, fmt.Errorf("create device %s: %w", name, err)
 	}
-	link, err := p.link(name)
-	if err == nil && link == nil {
-		err = fmt.Errorf("device %s vanished", name)
+	// A new device has what was asked for and nothing else: only its index is to be learned.
+	ifr, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(p.eth, unix.SIOCGIFINDEX, ifr)
 	}
-	return link, err
+	if err != nil {
+		return nil, fmt.Errorf("look up device %s: %w", name, err)
+	}
+	v.Index = int(ifr.Uint32())
+	return v, nil
 }
 
 // peerIn says whether the other end of a veth is in the namespace.
