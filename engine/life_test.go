@@ -377,3 +377,36 @@ func TestOwnMachine(t *testing.T) {
 		t.Error(out)
 	}
 }
+
+// TestTooLittleMemory: an instance whose memory does not do for its own start fails alone. Its first process shares the
+// keeper's memory for a while, and the kernel kills all that share memory with one that it kills for want of it.
+func TestTooLittleMemory(t *testing.T) {
+	te := newEngine(t)
+	ctx := te.ctx()
+	te.run("other", novalet.Limits{}, app(busybox(t), "sleep 1000"))
+	before := te.waitState("other", novalet.ContainerRunning)
+	failed := 0
+	for _, kib := range []int64{4, 16, 64, 256, 1024} {
+		for range 3 {
+			_, err := te.Create(ctx, &novalet.SandboxSpec{ID: "small", Limits: novalet.Limits{MemoryBytes: kib << 10}})
+			if err == nil {
+				err = te.Start(ctx, "small", app(busybox(t), "sleep 1000"))
+			}
+			if err != nil {
+				failed++
+			}
+			if err := te.Destroy(ctx, "small", novalet.DestroyOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if failed == 0 {
+		t.Error("none was too small")
+	}
+	if after := te.waitState("other", novalet.ContainerRunning); after.PID != before.PID {
+		t.Errorf("the other one was pid %d and is %d", before.PID, after.PID)
+	}
+	if out, code := te.sh("other", "echo alive"); out != "alive\n" || code != 0 {
+		t.Errorf("the other one answers %q, %d", out, code)
+	}
+}
