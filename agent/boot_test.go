@@ -110,6 +110,9 @@ func testDeleteOrder(t *testing.T, l *lab) {
 			if s := l.world.State(uuid); s != "" {
 				t.Errorf("the allocation is freed while the container is %s", s)
 			}
+			if !seen["Conductor.DestroyInstance"] {
+				t.Error("the allocation is freed before the row goes: the user waits for it")
+			}
 		case "Conductor.DestroyInstance":
 			if ports := l.world.Ports(uuid); len(ports) > 0 || l.world.State(uuid) != "" {
 				t.Errorf("the row goes before ports %v or the container", ports)

@@ -27,9 +27,10 @@ const freePortsTime = 20 * time.Second
 //
 // The host's side of the interfaces is cut before the ports are freed, so that an address given to somebody else is never
 // used by two, and unplugged after: of a port that Neutron still has, it would note first that it is down, and tell Nova,
-// just while it is to delete it. The ports and the container go side by side; Neutron is asked for the ports meanwhile. What
-// the instance took in Placement goes once the container has ended. Then the row goes, beside the unplugging of what is cut
-// already, and after it what is read by nobody who waits for the delete: its last state, the rows of its interfaces, ports that nobody here has heard of.
+// just while it is to delete it. The ports and the container go side by side; Neutron is asked for the ports meanwhile. Then
+// the row goes, beside the unplugging of what is cut already, and after it, as in Nova, what nobody reads who waits for the
+// delete: what it took in Placement, its last state, the rows of its interfaces, ports that nobody here has heard of. Beside
+// the ports, what Placement has to do would take from Neutron the processor and the data base that the two may share.
 func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operation) error {
 	t := newTiming(a.now())
 	inst := in.view()
@@ -60,7 +61,6 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 		if destroyErr != nil {
 			return
 		}
-		beside.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 		err := a.images.Release(ctx, in.uuid)
 		if rescued {
 			err = errors.Join(err, a.images.Release(ctx, rescueLease(in.uuid)))
@@ -94,6 +94,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	err := a.destroyRow(ctx, in, op.Context)
 	done()
 	if err == nil {
+		wg.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 		wg.Go(func() { a.dropBeside(ctx, in, op.Context, console) })
 		if unsure {
 			wg.Go(func() {
