@@ -42,16 +42,21 @@ func tarOf(t testing.TB, parts ...part) []byte {
 }
 
 // FuzzTarReader feeds any bytes through reader, encoder, decoder and applier. Whatever they are, nothing may panic,
-// appear outside the folder or hang, and what the reader accepts the applier must take as the same entries.
+// appear outside the folder or hang, what the reader accepts the applier must take as the same entries, and archive/tar alone
+// must read the same.
 func FuzzTarReader(f *testing.F) {
 	f.Add(tarOf(f, part{name: "a/b", data: "x"}, part{name: "a", typ: tar.TypeSymlink, link: "/"}, part{name: "a/c", data: "y"}))
 	f.Add(tarOf(f, part{name: ".wh.x"}, part{name: "d/.wh..wh..opq"}, part{name: "l", typ: tar.TypeLink, link: "a"}))
 	f.Add(tarOf(f, part{name: "x", data: strings.Repeat("\x00", 9000), pax: map[string]string{"SCHILY.xattr.user.a": "b",
 		"SCHILY.acl.access": "user::rwx,user:1:r--,group::r--,mask::rwx,other::---"}}))
+	for _, data := range headers(f) {
+		f.Add(data)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 1<<20 {
 			return
 		}
+		sameMembers(t, data)
 		top := t.TempDir()
 		dir := top + "/in"
 		if err := os.Mkdir(dir, 0o755); err != nil {

@@ -26,8 +26,9 @@ func CleanName(name string) (string, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return "", Refuse("the image has a file name with a NUL byte")
 	}
-	if isClean(name) {
-		return name, nil
+	// As tar names what it was given as ".".
+	if short := strings.TrimSuffix(strings.TrimPrefix(name, "./"), "/"); isClean(short) {
+		return short, nil
 	}
 	var out []string
 	for _, el := range strings.Split(name, "/") {

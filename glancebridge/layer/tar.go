@@ -64,14 +64,12 @@ func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 		h.enc = o.enc
 	}
 	info := &TarInfo{}
-	src := &tarSource{h: h}
-	tr := tar.NewReader(src)
+	members := &tarMembers{h: h, src: tarSource{h: h}}
 	for {
-		end := (h.given + 511) &^ 511 // of the member before, with its padding
-		hdr, err := tr.Next()
+		hdr, content, err := members.next()
 		if err == io.EOF {
 			// The end mark is at least one block of zeros; without it the reader ends in the same way.
-			info.Ended = h.given > end
+			info.Ended = h.given > members.end
 			break
 		}
 		if err != nil {
@@ -84,21 +82,10 @@ func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		content := io.Reader(tr)
-		plain := &tarContent{src: src}
-		if hdr.Typeflag == tar.TypeReg && !isSparse(hdr) {
-			plain.left = hdr.Size
-			content = plain
+		if e == nil {
+			continue
 		}
-		if e != nil {
-			if err := sink(e, content); err != nil {
-				return nil, tarError(err)
-			}
-		}
-		if err := plain.skip(); err != nil {
-			return nil, tarError(err)
-		}
-		if _, err := io.Copy(io.Discard, tr); err != nil {
+		if err := sink(e, content); err != nil {
 			return nil, tarError(err)
 		}
 	}
