@@ -207,7 +207,7 @@ func (s *Store) unpack(ctx context.Context, src source, gaps []layer.IndexedLaye
 		return nil, nil, diskError(err)
 	}
 	defer spool.Close()
-	in := io.Reader(br)
+	in := beyond(br, src)
 	format, derr := layer.Detect(head)
 	if derr == nil {
 		derr = checkDeclared(rec, format)
@@ -223,7 +223,7 @@ func (s *Store) unpack(ctx context.Context, src source, gaps []layer.IndexedLaye
 		q.Spooled, q.Size = true, rec.Size
 		if rec.Size <= 0 {
 			// Where the disk ends is known at its end.
-			if q.Size, err = copySparse(spool, br, nil); err != nil {
+			if q.Size, err = copySparse(spool, in, nil); err != nil {
 				return nil, nil, diskError(glanceFault(rec.ID, err))
 			}
 			in = nil

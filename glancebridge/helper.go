@@ -19,7 +19,7 @@ const HelperCommand = "image-helper"
 
 // The descriptors of the helpers, in the order of exec.Cmd.ExtraFiles.
 const (
-	fdIn     = 3 // parse: the image, or notes on how much of it is in the spool; apply: the entry stream
+	fdIn     = 3 // parse: notes on the image in lent memory or in the spool, or answers; apply: the entry stream
 	fdOut    = 4 // parse: the entry stream; apply: the folder to write to
 	fdReport = 5 // the result, as JSON
 	fdSpool  = 6 // parse: an unlinked file
@@ -27,6 +27,9 @@ const (
 	// What the two pass contents by, and a pipe for the numbers of blocks that were written.
 	fdApplyBack, fdApplyShared = 6, 7
 	fdParseBack, fdParseShared = 7, 8
+
+	// What the agent lends to the parser, and a pipe for the numbers of blocks that were read.
+	fdLentBack, fdLent = 9, 10
 )
 
 // maxReport bounds the result of a helper in bytes.
@@ -42,6 +45,8 @@ type parseRequest struct {
 	DiskFormat string       `json:"disk_format,omitempty"`
 	// Spooled: the image of Size bytes is, or will be, in the spool.
 	Spooled bool `json:"spooled,omitempty"`
+	// Lent: the image comes by memory that the agent lends.
+	Lent bool `json:"lent,omitempty"`
 	// Index asks for the layers' places alone; the image of Size bytes is then read by asking for its parts.
 	Index bool  `json:"index,omitempty"`
 	Size  int64 `json:"size,omitempty"`
@@ -103,14 +108,21 @@ func parseMain(arg string, report *os.File) error {
 	if err := json.Unmarshal([]byte(arg), &q); err != nil {
 		return err
 	}
-	in, out, spool := pipeEnd(fdIn, "image"), pipeEnd(fdOut, "entries"), os.NewFile(fdSpool, "spool")
+	in, out, spool := io.Reader(pipeEnd(fdIn, "image")), pipeEnd(fdOut, "entries"), os.NewFile(fdSpool, "spool")
 	enc := layer.NewEncoder(out)
 	if !q.Index {
-		mem, err := mapShared(fdParseShared, unix.PROT_READ|unix.PROT_WRITE)
+		mem, err := mapShared(fdParseShared, layer.SharedBytes, unix.PROT_READ|unix.PROT_WRITE)
 		if err != nil {
 			return writeReport(report, &layer.Result{Error: err.Error()})
 		}
 		enc = layer.NewSharedEncoder(out, mem, pipeEnd(fdParseBack, "blocks"))
+	}
+	if q.Lent {
+		mem, err := mapShared(fdLent, lentBytes, unix.PROT_READ)
+		if err != nil {
+			return writeReport(report, &layer.Result{Error: err.Error()})
+		}
+		in = newLent(mem, in, pipeEnd(fdLentBack, "lent blocks"))
 	}
 	if err := confine.Apply(confine.Parser()); err != nil {
 		return writeReport(report, &layer.Result{Error: "confine the parser: " + err.Error()})
@@ -129,7 +141,7 @@ func applyMain(arg string, report *os.File) error {
 	in, dir := pipeEnd(fdIn, "entries"), os.NewFile(fdOut, "layers")
 	dec := layer.NewDecoder(in)
 	if q.Shared {
-		mem, err := mapShared(fdApplyShared, unix.PROT_READ)
+		mem, err := mapShared(fdApplyShared, layer.SharedBytes, unix.PROT_READ)
 		if err != nil {
 			return writeReport(report, &layer.ApplyResult{Error: err.Error()})
 		}

@@ -31,7 +31,8 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 		in = io.NewSectionReader(&spooled{spool: spool, notes: in, size: q.Size}, 0, q.Size)
 	}
 	count := &countReader{r: in}
-	br := bufio.NewReaderSize(count, 256<<10)
+	below := io.Reader(count)
+	br := bufio.NewReaderSize(below, 256<<10)
 	suffix := ""
 	var closers []io.Closer
 	defer func() {
@@ -60,13 +61,14 @@ func parseImage(in io.Reader, enc *layer.Encoder, spool spoolFile, q *parseReque
 			if depth == 2 {
 				return nil, layer.Refuse("the image is compressed more than twice; compress it once")
 			}
-			z, err := layer.Decompress(format, br)
+			z, err := layer.Decompress(format, beyond(br, below))
 			if err != nil {
 				return nil, err
 			}
 			closers = append(closers, z)
 			suffix += "." + string(format)
-			br = bufio.NewReaderSize(layer.LimitRatio(z, count.count, q.Limits), 256<<10)
+			below = layer.LimitRatio(z, count.count, q.Limits)
+			br = bufio.NewReaderSize(below, 256<<10)
 		case format == layer.FormatTar:
 			res, err := layer.ReadArchive(br, enc, o)
 			if err != nil {

@@ -25,16 +25,19 @@ func (o *openFiles) pipe(size int) (r, w *os.File, err error) {
 	return r, w, nil
 }
 
-// sharedMemory makes what the helpers pass contents by. Neither of them can change its size: the other would be killed for
-// reading beyond the end.
-func sharedMemory() (*os.File, error) {
+// sharedMemory makes what the helpers pass contents by.
+func sharedMemory() (*os.File, error) { return memoryFile(layer.SharedBytes, unix.F_SEAL_SEAL) }
+
+// memoryFile makes memory that processes share. None of them can change its size: the others would be killed for reading
+// beyond the end. seals are further ones.
+func memoryFile(size int64, seals int) (*os.File, error) {
 	fd, err := unix.MemfdCreate("novalet image", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("make shared memory: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "shared memory")
-	if err = unix.Ftruncate(fd, layer.SharedBytes); err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	if err = unix.Ftruncate(fd, size); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|seals)
 	}
 	if err != nil {
 		f.Close()
@@ -44,8 +47,8 @@ func sharedMemory() (*os.File, error) {
 }
 
 // mapShared maps it, and closes the descriptor.
-func mapShared(fd, prot int) ([]byte, error) {
-	mem, err := unix.Mmap(fd, 0, layer.SharedBytes, prot, unix.MAP_SHARED|unix.MAP_POPULATE)
+func mapShared(fd, size, prot int) ([]byte, error) {
+	mem, err := unix.Mmap(fd, 0, size, prot, unix.MAP_SHARED|unix.MAP_POPULATE)
 	unix.Close(fd)
 	if err != nil {
 		return nil, fmt.Errorf("map shared memory: %w", err)

@@ -29,15 +29,6 @@ type helperResult struct {
 // pipeSize is what is asked for each pipe in bytes: the default of 64 KiB costs a switch of process for each.
 const pipeSize = 1 << 20
 
-// feed gives an image to the parser: all of it, or notes while it goes to the spool.
-func feed(w io.Writer, in io.Reader, spool *os.File, q *parseRequest, parsed func() bool) error {
-	if q.Spooled {
-		return feedDisk(w, spool, in, q.Size, parsed)
-	}
-	_, err := io.CopyBuffer(onlyWriter{w}, in, make([]byte, 256<<10))
-	return err
-}
-
 // runInside runs the helpers as goroutines.
 func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq *applyRequest) (out helperResult, err error) {
 	dir, err := os.Open(layers)
@@ -55,9 +46,10 @@ func runInside(in io.Reader, spool *os.File, layers string, q *parseRequest, aq 
 	fr, fw := io.Pipe()
 	parsed := make(chan bool, 1)
 	wg.Go(func() {
-		err := feed(fw, in, spool, q, func() bool { return <-parsed })
-		fw.Close()
-		if q.Spooled && err != nil && !errors.Is(err, io.ErrClosedPipe) {
+		defer fw.Close()
+		if !q.Spooled {
+			_, _ = io.Copy(fw, in)
+		} else if err := feedDisk(fw, spool, in, q.Size, func() bool { return <-parsed }); err != nil && !errors.Is(err, io.ErrClosedPipe) {
 			out.spool = err
 		}
 	})
@@ -99,6 +91,21 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 		return out, err
 	}
 	files = append(files, shared)
+	var lend *lender
+	var lentBack, lentMem *os.File
+	if q.Lent = !q.Spooled; q.Lent {
+		var r *os.File
+		if r, lentBack, err = files.pipe(0); err != nil {
+			return out, err
+		}
+		mem, f, err := lendMemory()
+		if err != nil {
+			return out, err
+		}
+		defer unix.Munmap(mem)
+		files = append(files, f)
+		lentMem, lend = f, newLender(mem, fed, r)
+	}
 	target, err := s.idmap.open(s, layers)
 	if err != nil {
 		return out, err
@@ -112,13 +119,17 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 	if err != nil {
 		return out, err
 	}
-	parser, err := s.helper(ctx, "parse", q, []*os.File{image, entriesW, parseW, spool, backR, shared}, s.parserAttr())
+	given := []*os.File{image, entriesW, parseW, spool, backR, shared}
+	if q.Lent {
+		given = append(given, lentBack, lentMem)
+	}
+	parser, err := s.helper(ctx, "parse", q, given, s.parserAttr())
 	if err != nil {
 		cancel()
 		return out, errors.Join(err, ignoreExit(applier.Wait()))
 	}
 	// Each pipe must be held by its two ends alone, or nobody sees an end.
-	for _, f := range []*os.File{image, entriesR, entriesW, parseW, applyW, backR, backW} {
+	for _, f := range []*os.File{image, entriesR, entriesW, parseW, applyW, backR, backW, lentBack} {
 		f.Close()
 	}
 	var wg sync.WaitGroup
@@ -126,7 +137,11 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 	out.parse, out.apply = &layer.Result{}, &layer.ApplyResult{}
 	parsed := make(chan bool, 1)
 	wg.Go(func() {
-		feedErr = feed(fed, in, spool, q, func() bool { return <-parsed })
+		if q.Lent {
+			feedErr = lend.send(in)
+		} else {
+			feedErr = feedDisk(fed, spool, in, q.Size, func() bool { return <-parsed })
+		}
 		fed.Close()
 	})
 	wg.Go(func() {
@@ -155,9 +170,6 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 	}
 	return out, nil
 }
-
-// onlyWriter hides ReadFrom, which would bypass the buffer that the digest needs filled in large pieces.
-type onlyWriter struct{ io.Writer }
 
 // helper starts one of the two.
 func (s *Store) helper(ctx context.Context, name string, request any, files []*os.File, attr *syscall.SysProcAttr) (*exec.Cmd, error) {

@@ -24,7 +24,7 @@ func TestSharedMemoryKeepsItsSize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mem, err := mapShared(fd, unix.PROT_READ|unix.PROT_WRITE)
+	mem, err := mapShared(fd, layer.SharedBytes, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		t.Fatal(err)
 	}
