@@ -97,7 +97,8 @@ func (l *lender) take() (int, error) {
 			return 0, err
 		}
 		for _, no := range b[:n] {
-			if no >= lentBlocks || len(l.free) == lentBlocks {
+			// One that it still needs is to its own harm.
+			if no >= lentBlocks {
 				return 0, fmt.Errorf("the parser gives back block %d", no)
 			}
 			l.free = append(l.free, int(no))

@@ -106,30 +106,18 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 		files = append(files, f)
 		lentMem, lend = f, newLender(mem, fed, r)
 	}
-	target, err := s.idmap.open(s, layers)
-	if err != nil {
-		return out, err
-	}
-	files = append(files, target)
-	// The applier's end of a failed start is the parser's broken pipe, so the order is the stream's reverse.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	aq.Shared = true
-	applier, err := s.helper(ctx, "apply", aq, []*os.File{entriesR, target, applyW, backW, shared}, s.applierAttr())
-	if err != nil {
-		return out, err
-	}
 	given := []*os.File{image, entriesW, parseW, spool, backR, shared}
 	if q.Lent {
 		given = append(given, lentBack, lentMem)
 	}
 	parser, err := s.helper(ctx, "parse", q, given, s.parserAttr())
 	if err != nil {
-		cancel()
-		return out, errors.Join(err, ignoreExit(applier.Wait()))
+		return out, err
 	}
 	// Each pipe must be held by its two ends alone, or nobody sees an end.
-	for _, f := range []*os.File{image, entriesR, entriesW, parseW, applyW, backR, backW, lentBack} {
+	for _, f := range []*os.File{image, entriesW, parseW, backR, lentBack} {
 		f.Close()
 	}
 	var wg sync.WaitGroup
@@ -148,8 +136,24 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 		parseErr = readReport(parseR, out.parse)
 		parsed <- parseErr == nil && out.parse.OK()
 	})
-	wg.Go(func() { applyErr = readReport(applyR, out.apply) })
 	wg.Go(func() { parseExit = ignoreExit(parser.Wait()) })
+	// The parser reads the beginning of the image meanwhile.
+	aq.Shared = true
+	var applier *exec.Cmd
+	target, err := s.idmap.open(s, layers)
+	if err == nil {
+		files = append(files, target)
+		applier, err = s.helper(ctx, "apply", aq, []*os.File{entriesR, target, applyW, backW, shared}, s.applierAttr())
+	}
+	for _, f := range []*os.File{entriesR, applyW, backW} {
+		f.Close()
+	}
+	if err != nil {
+		cancel()
+		wg.Wait()
+		return out, err
+	}
+	wg.Go(func() { applyErr = readReport(applyR, out.apply) })
 	applyExit := ignoreExit(applier.Wait())
 	wg.Wait()
 	out.stopped = errors.Is(feedErr, unix.EPIPE)

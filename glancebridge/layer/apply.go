@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -222,17 +223,8 @@ func (a *applier) end() error {
 		a.pending = left
 	}
 	a.dirs.close()
-	last := make(map[string]int, len(a.dirTimes))
-	for i, t := range a.dirTimes {
-		last[t.name] = i
-	}
-	for i, t := range a.dirTimes {
-		if last[t.name] != i {
-			continue // described again later
-		}
-		if err := a.setDirTime(t); err != nil {
-			return err
-		}
+	if err := a.setDirTimes(); err != nil {
+		return err
 	}
 	a.w.close()
 	unix.Close(a.root)
@@ -240,11 +232,36 @@ func (a *applier) end() error {
 	return nil
 }
 
+// setDirTimes goes through all directories. Nothing else is left to be done meanwhile, so two goroutines share them.
+func (a *applier) setDirTimes() error {
+	last := make(map[string]int, len(a.dirTimes))
+	for i, t := range a.dirTimes {
+		last[t.name] = i
+	}
+	var errs [2]error
+	var wg sync.WaitGroup
+	for n := range errs {
+		wg.Go(func() {
+			for i := n; i < len(a.dirTimes) && errs[n] == nil; i += len(errs) {
+				if t := a.dirTimes[i]; last[t.name] == i { // else described again later
+					errs[n] = a.setDirTime(t)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs[:]...)
+}
+
 func (a *applier) setDirTime(t dirTime) error {
 	fd := a.root
 	if t.name != "" {
 		var err error
-		if fd, err = a.openat2(t.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW); err != nil {
+		flags := uint64(unix.O_DIRECTORY | unix.O_NOFOLLOW)
+		if t.setgid == 0 && t.acl == "" {
+			flags |= unix.O_PATH
+		}
+		if fd, err = a.openat2(t.name, flags); err != nil {
 			if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 				return nil // replaced by a later entry
 			}
@@ -295,7 +312,8 @@ func (a *applier) entry(e *Entry, d *Decoder) error {
 		if e.Type != TypeDirectory {
 			return Refuse("the image's root is no directory")
 		}
-		return a.dirMeta(a.root, "", e, a.flags&FlagMerge != 0)
+		t, p := a.dirPlan("", e)
+		return a.dirMeta(a.root, t, p, a.flags&FlagMerge != 0, false)
 	}
 	dir, base := splitName(name)
 	if a.flags&(FlagWhiteouts|FlagMerge) != 0 && strings.HasPrefix(base, whiteoutPrefix) {
@@ -360,7 +378,12 @@ func (a *applier) clear(parent *dirFD, base string) error {
 }
 
 func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
-	err := unix.Mkdirat(parent.fd, base, 0o700)
+	t, p := a.dirPlan(name, e)
+	made, mode := a.o.ExactModes, uint32(0o700)
+	if made {
+		mode = p.mode & 0o777
+	}
+	err := unix.Mkdirat(parent.fd, base, mode)
 	opaque, again := false, false
 	if err == unix.EEXIST {
 		var st unix.Stat_t
@@ -373,9 +396,9 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 			if err := a.clear(parent, base); err != nil {
 				return err
 			}
-			err = unix.Mkdirat(parent.fd, base, 0o700)
+			err = unix.Mkdirat(parent.fd, base, mode)
 		} else {
-			err, again = nil, true
+			err, again, made = nil, true, false
 		}
 	}
 	if err != nil {
@@ -386,11 +409,15 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 			return err
 		}
 	}
-	fd, err := unix.Openat(parent.fd, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	flags := unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if p.nothing(made) {
+		flags |= unix.O_PATH // enough to make files in it, and cheaper
+	}
+	fd, err := unix.Openat(parent.fd, base, flags, 0)
 	if err != nil {
 		return err
 	}
-	if err := a.dirMeta(fd, name, e, again && a.flags&FlagMerge != 0); err != nil {
+	if err := a.dirMeta(fd, t, p, again && a.flags&FlagMerge != 0, made); err != nil {
 		unix.Close(fd)
 		return err
 	}
@@ -399,20 +426,9 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 	return err
 }
 
-// dirMeta sets what belongs to a directory; its time waits for the end, since every later entry changes it. bare takes
-// away first what it has from the layer below.
-func (a *applier) dirMeta(fd int, name string, e *Entry, bare bool) error {
-	if bare {
-		if err := strip(fd); err != nil {
-			return err
-		}
-		if a.o.Owners {
-			// The plan takes a directory for one that was made a moment ago.
-			if err := unix.Fchown(fd, 0, 0); err != nil {
-				return fmt.Errorf("set owner: %w", err)
-			}
-		}
-	}
+// dirPlan is what a directory gets: its time waits for the end, since every later entry changes it, as does what would
+// decide over the files made in it.
+func (a *applier) dirPlan(name string, e *Entry) (dirTime, plan) {
 	t := dirTime{name: name, ts: timespecs(e)}
 	early := *e
 	if e.Mode&unix.S_ISGID != 0 {
@@ -424,8 +440,24 @@ func (a *applier) dirMeta(fd int, name string, e *Entry, bare bool) error {
 		early.Xattrs = maps.Clone(e.Xattrs)
 		delete(early.Xattrs, aclDefault)
 	}
-	p := a.plan(&early)
-	if err := p.apply(fd, false); err != nil {
+	return t, a.plan(&early)
+}
+
+// dirMeta sets what belongs to a directory. bare takes away first what it has from the layer below; made says that it was
+// made with the permission bits already.
+func (a *applier) dirMeta(fd int, t dirTime, p plan, bare, made bool) error {
+	if bare {
+		if err := strip(fd); err != nil {
+			return err
+		}
+		if a.o.Owners {
+			// The plan takes a directory for one that was made a moment ago.
+			if err := unix.Fchown(fd, 0, 0); err != nil {
+				return fmt.Errorf("set owner: %w", err)
+			}
+		}
+	}
+	if err := p.apply(fd, made); err != nil {
 		return err
 	}
 	a.dirTimes = append(a.dirTimes, t)

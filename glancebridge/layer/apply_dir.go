@@ -37,7 +37,7 @@ func (c *dirCache) get(name string) (*dirFD, error) {
 		d.used = c.tick
 		return d, nil
 	}
-	fd, err := c.a.openat2(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := c.a.openat2(name, unix.O_PATH|unix.O_DIRECTORY)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		fd, err = c.make(name)
 	}

@@ -120,6 +120,11 @@ func (a *applier) plan(e *Entry) plan {
 	return p
 }
 
+// nothing reports whether apply has nothing to do for a directory.
+func (p *plan) nothing(made bool) bool {
+	return made && p.mode&^0o777 == 0 && !(p.owner && (p.uid != 0 || p.gid != 0)) && len(p.xattrs) == 0
+}
+
 // apply sets it; made says that the file was made with the permission bits already. The order matters: a change of owner
 // clears setuid and capabilities. The time of a directory waits until the layer is whole.
 func (p *plan) apply(fd int, made bool) error {

@@ -179,6 +179,8 @@ type Decoder struct {
 	shared *borrowed // nil unless memory is shared
 	block  int       // of the piece that was given last, else -1
 	waits  func()    // called before it may have to wait for more, unless nil
+	frame  Frame     // given last
+	entry  Entry     // of it
 }
 
 // NewDecoder returns a decoder that reads from r.
@@ -204,7 +206,8 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// Next reads the next frame that is no content. The content of the entry before must have been consumed.
+// Next reads the next frame that is no content; it is valid until the next call. The content of the entry before must have been
+// consumed.
 func (d *Decoder) Next() (*Frame, error) {
 	if d.left != 0 {
 		return nil, fmt.Errorf("%w: content of the entry before was not read", errFrame)
@@ -220,12 +223,15 @@ func (d *Decoder) Next() (*Frame, error) {
 			return nil, err
 		}
 		flags, err := d.number(1 << 20)
-		return &Frame{Kind: k, Index: int(i), Flags: flags}, err
+		d.frame = Frame{Kind: k, Index: int(i), Flags: flags}
+		return &d.frame, err
 	case frameEntry:
-		e, err := d.entry()
-		return &Frame{Kind: k, Entry: e}, err
+		e, err := d.readEntry()
+		d.frame = Frame{Kind: k, Entry: e}
+		return &d.frame, err
 	case frameEnd, frameFinish:
-		return &Frame{Kind: k}, nil
+		d.frame = Frame{Kind: k}
+		return &d.frame, nil
 	}
 	return nil, fmt.Errorf("%w: frame %#x", errFrame, k)
 }
@@ -268,12 +274,13 @@ func (d *Decoder) release(block int) {
 	}
 }
 
-func (d *Decoder) entry() (*Entry, error) {
+func (d *Decoder) readEntry() (*Entry, error) {
 	t, err := d.r.ReadByte()
 	if err != nil {
 		return nil, unexpected(err)
 	}
-	e := &Entry{Type: Type(t)}
+	e := &d.entry
+	*e = Entry{Type: Type(t)}
 	if e.Type < TypeRegular || e.Type > TypeSocket {
 		return nil, fmt.Errorf("%w: entry type %d", errFrame, t)
 	}
@@ -424,11 +431,14 @@ func (d *Decoder) text(limit int) (string, error) {
 	if err != nil || n == 0 {
 		return "", err
 	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(d.r, b); err != nil {
+	// It fits the buffer.
+	b, err := d.r.Peek(int(n))
+	if err != nil {
 		return "", unexpected(err)
 	}
-	return string(b), nil
+	s := string(b)
+	_, err = d.r.Discard(len(b))
+	return s, err
 }
 
 func unexpected(err error) error {
