@@ -176,6 +176,14 @@ func TestAttackHelperOnItsWay(t *testing.T) {
 	})
 }
 
+// TestAttackFirstProcess: an application's first process has more than the program where that runs as a user. A root inside cannot
+// trace it, read it or take its descriptors.
+func TestAttackFirstProcess(t *testing.T) {
+	te := newEngine(t)
+	te.run("app", novalet.Limits{}, app(attacker(t), "sleep 10000"))
+	te.try(t, "app", "first")
+}
+
 // TestAttackLinksInTheImage: CVE-2025-31133, 2025-52565, 2026-41579, 2026-47766, 2019-19921, 2019-16884. An image
 // whose mount points are links to the host either does not start, with a text that says why, or starts with
 // nothing of the host touched.

@@ -41,6 +41,7 @@ var defences = []struct {
 	{hole: holes.Sysinfo, attack: "totalram HOST", limits: novalet.Limits{MemoryBytes: 64 << 20}},
 	{hole: holes.Descriptors, attack: "fds"},
 	{hole: holes.Trace, attack: "trace 10"},
+	{hole: holes.Trace, attack: "first"},
 	{hole: holes.CgroupNS, attack: "cgroupns"},
 	{hole: holes.Propagation, machine: true, attack: "propagate novalet-propagates",
 		limits: novalet.Limits{EphemeralBytes: []int64{32 << 20}}, seen: propagated},

@@ -5,24 +5,25 @@ package main
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 
 	"github.com/novalet/novalet/engine/guest"
 	"github.com/novalet/novalet/engine/monitor"
 )
 
-// The main goroutine stays on the main thread: an init sets up namespaces that belong to a thread.
-func init() { runtime.LockOSThread() }
-
-func main() {
+// What has to stay on the main thread, since it sets up what belongs to a thread, runs while packages are initialised: there
+// the main goroutine stays there by itself, where runtime.LockOSThread would start a further thread.
+func init() {
 	switch os.Args[0] {
 	case "init":
 		os.Exit(guest.Init())
 	case "exec":
 		os.Exit(guest.Exec())
-	case "keeper":
-		runtime.UnlockOSThread()
+	}
+}
+
+func main() {
+	if os.Args[0] == "keeper" {
 		os.Exit(keeper(os.Args[1:]))
 	}
 	fmt.Fprintln(os.Stderr, "novalet-shim is started by novalet only")

@@ -2,8 +2,6 @@ package guest
 
 import (
 	"fmt"
-	"runtime"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -15,7 +13,6 @@ import (
 // error. The tenant may see and disturb this process: it holds nothing but its standard streams and a socket on
 // which the keeper expects no more than a listener, which it checks to be one, and one report.
 func Exec() int {
-	runtime.LockOSThread()
 	if holes.Open(holes.Trace) {
 		_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
 	}
@@ -53,25 +50,15 @@ func become(c *wire.Conn, m *wire.Exec) error {
 		// Pipes that the agent made belong to the host's root: /dev/stdout must be usable by the process.
 		_ = unix.Fchown(fd, int(p.id.uid), int(p.id.gid))
 	}
-	listener, err := confine(&m.Confine, false)
+	listener, err := confine(&m.Confine)
 	if err != nil {
 		return err
 	}
 	if err := handOver(c, listener); err != nil {
 		return err
 	}
-	groups := make([]int, len(p.id.groups))
-	for i, g := range p.id.groups {
-		groups[i] = int(g)
-	}
-	if err := syscall.Setgroups(groups); err != nil {
-		return fmt.Errorf("set groups: %w", err)
-	}
-	if err := syscall.Setresgid(int(p.id.gid), int(p.id.gid), int(p.id.gid)); err != nil {
-		return fmt.Errorf("set group: %w", err)
-	}
-	if err := syscall.Setresuid(int(p.id.uid), int(p.id.uid), int(p.id.uid)); err != nil {
-		return fmt.Errorf("set user: %w", err)
+	if err := p.id.become(); err != nil {
+		return err
 	}
 	if err := unix.Chdir(p.cwd); err != nil {
 		return fault("the working directory %q may not be entered by the user", p.cwd)

@@ -1,6 +1,6 @@
 // Package guest is what runs inside an instance before, and beside, the tenant's own programs: the init that
-// builds the root and the mounts and then is replaced by a machine's init, or stays as an application's; and the
-// helper that turns into a further process.
+// builds the root and the mounts and then is replaced by a machine's init, or starts an application's program and is replaced
+// by what waits for it (engine/pid1); and the helper that turns into a further process.
 //
 // It runs from a sealed memory file in the instance's own namespaces, as the root of its user namespace: it has
 // no rights on the host. The file cannot be read by that root, so the kernel lets nobody inside trace what runs from it,
@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +23,11 @@ import (
 	"github.com/novalet/novalet/engine/monitor/wire"
 )
 
-// controlFd is the socket to the keeper.
-const controlFd = 3
+// controlFd is the socket to the keeper; pid1Fd is of engine/pid1's program, for an init.
+const (
+	controlFd = 3
+	pid1Fd    = 4
+)
 
 // fault makes an error whose text is for the tenant: the image or what was asked of it is wrong.
 func fault(format string, args ...any) *wire.Error {
@@ -44,19 +46,19 @@ func report(c *wire.Conn, err error) {
 	_ = c.Send(&wire.InitReport{Error: we})
 }
 
-// Init runs as the first process of an instance. It returns the exit code of an application; for a machine it
-// only returns on an error. It must be called on the main thread.
+// Init runs as the first process of an instance. It returns only on an error, an exit code. It must be called on the main
+// thread, by a goroutine that stays there.
 func Init() int {
-	runtime.LockOSThread()
-	// The program that follows must not inherit it; that it closes is how the keeper knows that the program runs.
+	// The program that follows must not inherit them; that the socket closes is how the keeper knows that it runs.
 	unix.CloseOnExec(controlFd)
+	unix.CloseOnExec(pid1Fd)
 	c, err := wire.NewBlocking(controlFd)
 	if err != nil {
 		return 125
 	}
 	r := &root{rescue: -1, view: -1}
-	signals, notReady := catch()
-	for _, step := range []func() error{enterBase, r.prepare, warmUp} {
+	var notReady error
+	for _, step := range []func() error{deaf, enterBase, r.prepare, warmUp} {
 		if notReady == nil {
 			notReady = step()
 		}
@@ -70,12 +72,8 @@ func Init() int {
 		report(c, notReady)
 		return 125
 	}
-	code, err := run(c, r, &cfg, fds, signals)
-	if err != nil {
-		report(c, err)
-		return 125
-	}
-	return code
+	report(c, run(c, r, &cfg, fds))
+	return 125
 }
 
 // warmUp has encoding/json look at the types of the messages to come: the first of each takes longest.
@@ -90,21 +88,22 @@ func warmUp() error {
 	return err
 }
 
-func run(c *wire.Conn, r *root, cfg *wire.InitConfig, fds []int, signals int) (int, error) {
+// run returns only on an error.
+func run(c *wire.Conn, r *root, cfg *wire.InitConfig, fds []int) error {
 	if len(fds) == 0 {
-		return 0, errors.New("no root")
+		return errors.New("no root")
 	}
 	// The cgroup namespace is rooted where this process is now: in its own cgroups.
 	if !holes.Open(holes.CgroupNS) {
 		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-			return 0, fmt.Errorf("unshare cgroup namespace: %w", err)
+			return fmt.Errorf("unshare cgroup namespace: %w", err)
 		}
 	}
 	if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
-		return 0, fmt.Errorf("set hostname: %w", err)
+		return fmt.Errorf("set hostname: %w", err)
 	}
 	if err := newTime(); err != nil {
-		return 0, err
+		return err
 	}
 	r.cfg, r.fd = cfg, fds[0]
 	rest := fds[1:]
@@ -112,40 +111,40 @@ func run(c *wire.Conn, r *root, cfg *wire.InitConfig, fds []int, signals int) (i
 		r.rescue, rest = rest[0], rest[1:]
 	}
 	if len(rest) < len(cfg.Disks) {
-		return 0, errors.New("a disk is missing")
+		return errors.New("a disk is missing")
 	}
 	r.disks, rest = rest[:len(cfg.Disks)], rest[len(cfg.Disks):]
 	if len(cfg.View) > 0 && len(rest) > 0 {
 		r.view = rest[0]
 	}
 	if err := r.build(); err != nil {
-		return 0, err
+		return err
 	}
 	if err := limits(); err != nil {
-		return 0, err
+		return err
 	}
 	rep := &wire.InitReport{}
-	var start func() (int, error)
+	var start func() error
 	var err error
 	if cfg.Machine {
 		start, err = machine(c, cfg, rep)
 	} else {
-		start, err = application(c, cfg, rep, signals)
+		start, err = application(c, cfg, rep)
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if err := c.Send(rep, r.master, r.devpts); err != nil {
-		return 0, err
+		return err
 	}
 	unix.Close(r.master)
 	unix.Close(r.devpts)
 	var goOn struct{}
 	if _, err := c.Recv(&goOn); err != nil {
-		return 0, err
+		return err
 	}
 	if err := takeConsole(r.slave); err != nil {
-		return 0, err
+		return err
 	}
 	return start()
 }

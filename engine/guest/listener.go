@@ -34,7 +34,7 @@ func asksKeeper() []unix.SockFilter {
 	}
 }
 
-// seccomp installs a filter on all threads and returns the descriptor on which the keeper hears of calls to sysinfo, -1
+// seccomp installs a filter on this thread and returns the descriptor on which the keeper hears of calls to sysinfo, -1
 // where there is none: on a kernel that cannot, or below a filter that has such a descriptor already (the host is itself
 // a container). There sysinfo tells of the host.
 func seccomp(prog []byte) (listener int, err error) {
@@ -54,14 +54,12 @@ func seccomp(prog []byte) (listener int, err error) {
 		fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&fprog)))
 		return int(fd), errno
 	}
-	const all = unix.SECCOMP_FILTER_FLAG_TSYNC
-	// With a listener the kernel says in an error of its own that a thread could not take the filter (Linux 5.7).
 	if !holes.Open(holes.Sysinfo) {
-		if fd, errno := install(ins, all|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH); errno == 0 {
+		if fd, errno := install(ins, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER); errno == 0 {
 			return fd, nil
 		}
 	}
-	if _, errno := install(ins[own:], all); errno != 0 {
+	if _, errno := install(ins[own:], 0); errno != 0 {
 		return -1, fmt.Errorf("install system call filter: %w", errno)
 	}
 	return -1, nil

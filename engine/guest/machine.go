@@ -15,7 +15,7 @@ import (
 var inits = []string{"/sbin/init", "/usr/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"}
 
 // machine prepares the exec of the image's own init.
-func machine(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func() (int, error), error) {
+func machine(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func() error, error) {
 	args := cfg.Process.Args
 	if len(args) == 0 {
 		for _, p := range inits {
@@ -41,19 +41,19 @@ func machine(c *wire.Conn, cfg *wire.InitConfig, rep *wire.InitReport) (func() (
 			env = append(env, e)
 		}
 	}
-	return func() (int, error) {
-		listener, err := confine(&cfg.Confine, false)
+	return func() error {
+		listener, err := confine(&cfg.Confine)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		if err := handOver(c, listener); err != nil {
-			return 0, err
+			return err
 		}
 		// A session of its own: the init takes the console as it likes.
 		if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) {
-			return 0, err
+			return err
 		}
-		return 0, execFault(args[0], unix.Exec(args[0], args, env))
+		return execFault(args[0], unix.Exec(args[0], args, env))
 	}, nil
 }
 

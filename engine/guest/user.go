@@ -1,8 +1,10 @@
 package guest
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +20,24 @@ type ids struct {
 	groups   []uint32
 	home     string
 	name     string
+}
+
+// become makes this thread, the one that goes on to a program, the user's.
+func (id *ids) become() error {
+	var first *uint32
+	if len(id.groups) > 0 {
+		first = &id.groups[0]
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(id.groups)), uintptr(unsafe.Pointer(first)), 0); errno != 0 {
+		return fmt.Errorf("set groups: %w", errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(id.gid), uintptr(id.gid), uintptr(id.gid)); errno != 0 {
+		return fmt.Errorf("set group: %w", errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(id.uid), uintptr(id.uid), uintptr(id.uid)); errno != 0 {
+		return fmt.Errorf("set user: %w", errno)
+	}
+	return nil
 }
 
 // readEtc reads a user or group file of the image from inside: an absent one is empty.

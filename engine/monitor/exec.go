@@ -135,7 +135,7 @@ func (in *instance) spawnExec(files []int) (*os.File, <-chan unix.WaitStatus, er
 		return nil, nil, err
 	}
 	defer unix.Close(init)
-	// Of an application the init itself stays outside the time namespace that its children live in.
+	// The one that an init which is about to run its last program enters by that.
 	timens, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/time_for_children", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open time namespace: %w", err)

@@ -209,7 +209,7 @@ func (in *instance) spawnInit(again bool) error {
 	}
 	s := &spawnSpec{
 		groups: joins,
-		files:  []int{null, null, null, child},
+		files:  []int{null, null, null, child, int(in.k.pid1.Fd())},
 		prog:   in.k.cfg.Program,
 		argv:   []string{"init"},
 		env:    append(runtimeEnv[:len(runtimeEnv):len(runtimeEnv)], holes.Env()...),
@@ -438,7 +438,8 @@ func (in *instance) handOver(m *wire.Start) error {
 	if err := ctl.Send(struct{}{}); err != nil {
 		return fmt.Errorf("let init go: %w", err)
 	}
-	// An application's init reports that the program runs; a machine's closes the socket by running it.
+	// Init closes the socket by running its last program: a machine's the image's own init, an application's what waits for
+	// the tenant's program, which runs then.
 	rep, err = in.lastReport(ctl)
 	if err != nil && !isEOF(err) {
 		return in.initFailed(err)

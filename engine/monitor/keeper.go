@@ -26,6 +26,7 @@ import (
 
 	"github.com/novalet/novalet/engine/holes"
 	"github.com/novalet/novalet/engine/monitor/wire"
+	"github.com/novalet/novalet/engine/pid1"
 )
 
 // Config is what a keeper is started with.
@@ -40,6 +41,7 @@ type Config struct {
 // keeper is the process's state.
 type keeper struct {
 	cfg    Config
+	pid1   *os.File // the program of engine/pid1
 	reaper *reaper
 	l      *wire.Listener
 
@@ -62,6 +64,16 @@ func Run(cfg Config) error {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
 	closeInherited()
 	holes.Read(cfg.Listener)
+	p, err := pid1.Open()
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if holes.Open(holes.Trace) {
+		if err := os.Chmod("/proc/self/fd/"+strconv.Itoa(int(p.Fd())), 0o555); err != nil {
+			return err
+		}
+	}
 	if err := enterOwnRoot(); err != nil {
 		return err
 	}
@@ -69,7 +81,7 @@ func Run(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	k := &keeper{cfg: cfg, reaper: newReaper(), l: l, instances: map[string]*instance{}, watchers: map[chan wire.Event]struct{}{}}
+	k := &keeper{cfg: cfg, pid1: p, reaper: newReaper(), l: l, instances: map[string]*instance{}, watchers: map[chan wire.Event]struct{}{}}
 	defer k.reaper.stop()
 	stop := make(chan struct{})
 	var loads sync.WaitGroup

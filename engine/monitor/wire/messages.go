@@ -233,14 +233,13 @@ type InitConfig struct {
 }
 
 // InitReport is what an init sends back: first when its root is ready (descriptors: the console's master side
-// and the devpts mount), then, where the kernel can, with the listener for sysinfo(2) (descriptor: the listener), then,
-// from an application's init only, when the program runs.
+// and the devpts mount), then, where the kernel can, with the listener for sysinfo(2) (descriptor: the listener). The
+// end of the connection says that the program runs.
 type InitReport struct {
 	Listener   bool   `json:"listener,omitempty"`
 	Error      *Error `json:"error,omitempty"`
 	StopSignal int    `json:"stop_signal,omitempty"`
 	Init       string `json:"init,omitempty"`
-	PID        int    `json:"pid,omitempty"`
 }
 
 // The kinds of a frame of OpConsole.

@@ -29,7 +29,7 @@ func main() {
 		"userns": userns, "burn": burn, "sockets": sockets, "flood": flood, "hang": hang,
 		"blocks": blocks, "sysctl": sysctl, "classes": classes, "euid": euid, "netadmin": netadmin, "hog": hog,
 		"forks": forks, "memtotal": memtotal, "totalram": totalram, "propagate": propagate, "cgroupns": cgroupns, "fill": fill, "trace": trace,
-		"project": project, "inuserns": inuserns, "below": below,
+		"project": project, "inuserns": inuserns, "below": below, "first": first,
 	}
 	f, ok := verbs[os.Args[1]]
 	if !ok {
