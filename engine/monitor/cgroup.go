@@ -57,9 +57,9 @@ func (g groups) cloneArgs(flags uintptr) *cloneArgs {
 	return a
 }
 
-// cloneArgs is struct clone_args of clone3(2), in its third version (Linux 5.7).
+// cloneArgs is struct clone_args of clone3(2), in its third version (Linux 5.7); what has no name is not used.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+	flags, _, _, parentTID, exitSignal, _, _, _, _, _, cgroup uint64
 }
 
 // killCgroup kills every process at once where the kernel can (cgroup2, Linux 5.14). Elsewhere the end of init

@@ -30,11 +30,12 @@ type childRun struct {
 	args        *cloneArgs
 	argsSize    uintptr
 	calls       *call
-	n, moved    uintptr    // calls, and how many of them come before the report is at its place
-	early, late uintptr    // where an error is reported until then, and from then on
-	rec         [2]uintptr // the child's
-	mask        uint64     // signals that were blocked before, as is the child's program to have them
-	pid         int32      // set before the child begins
+	n, moved    uintptr // calls, and how many of them come before the report is at its place
+	early, late uintptr // where an error is reported until then, and from then on
+	//lint:ignore U1000 the child's record, which is written in assembly
+	rec  [2]uintptr
+	mask uint64 // signals that were blocked before, as is the child's program to have them
+	pid  int32  // set before the child begins
 
 	empty, wait, self [1]byte // what calls point to
 	ready             [2]uintptr
@@ -78,8 +79,8 @@ func blockedClone(r *childRun) (pid, errno uintptr) {
 	return pid, errno
 }
 
-// runChild clones. In the child it makes the calls and does not return: an error of one that may not fail is reported, and
-// ends it; so does, in the parent of it, a call that makes the process that is to go on.
+// runChild clones. In the child it makes the calls and does not return: an error is reported and ends it; so does, in
+// the parent of it, the call that makes the process that is to go on.
 //
 //go:noescape
 func runChild(r *childRun) (pid, errno uintptr)

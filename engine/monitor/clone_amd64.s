@@ -37,17 +37,15 @@ next:
 	CMPQ	AX, $0xfffffffffffff001
 	JCC	failed
 	CMPB	call_fork(R13), $0
-	JEQ	go
+	JEQ	done
 	TESTQ	AX, AX
 	JNE	forked
-go:
+done:
 	ADDQ	$call__size, R13
 	INCQ	BX
 	JMP	next
 
 failed:
-	CMPB	call_mayFail(R13), $0
-	JNE	go
 	NEGQ	AX
 	MOVQ	AX, (childRun_rec+8)(R12)
 	LEAQ	const_tagError(BX), AX

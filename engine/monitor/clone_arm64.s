@@ -37,16 +37,14 @@ next:
 	CMN	$4095, R0
 	BCS	failed
 	MOVBU	call_fork(R20), R1
-	CBZ	R1, go
+	CBZ	R1, done
 	CBNZ	R0, forked
-go:
+done:
 	ADD	$call__size, R20
 	ADD	$1, R21
 	B	next
 
 failed:
-	MOVBU	call_mayFail(R20), R1
-	CBNZ	R1, go
 	NEG	R0, R0
 	MOVD	R0, (childRun_rec+8)(R19)
 	ADD	$const_tagError, R21, R0

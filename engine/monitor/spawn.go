@@ -21,10 +21,9 @@ import (
 
 // call is one prepared system call of a child.
 type call struct {
-	nr      uintptr
-	a       [5]uintptr
-	name    string // for messages, instead of the number
-	mayFail bool
+	nr   uintptr
+	a    [5]uintptr
+	name string // for messages, instead of the number
 	// fork marks the second clone: the parent side reports the pid and ends, the child side goes on.
 	fork bool
 }
