@@ -43,6 +43,7 @@ type download struct {
 	stalled int64
 	hash    hash.Hash
 	sig     *signature // nil unless the image's signature counts
+	trail   *trail     // which hashes what is given, unless Read does
 	want    string
 	err     error
 }
@@ -107,11 +108,8 @@ func (d *download) Read(p []byte) (int, error) {
 		if n > 0 {
 			d.failed = 0
 			off := d.off.Add(int64(n))
-			if d.hash != nil {
-				d.hash.Write(p[:n])
-			}
-			if d.sig != nil {
-				d.sig.Write(p[:n])
+			if d.trail == nil {
+				_, _ = d.sums().Write(p[:n])
 			}
 			if d.limit > 0 && off > d.limit {
 				return 0, d.end(d.refuse("Glance gives more data than the image's record says; upload the image again"))
@@ -162,6 +160,9 @@ func (d *download) verify() error {
 	if d.off.Load() == 0 {
 		return d.refuse("the image is empty; upload its data")
 	}
+	if err := d.hashInline(); err != nil {
+		return err
+	}
 	if d.hash != nil {
 		if got := hex.EncodeToString(d.hash.Sum(nil)); got != d.want {
 			f := d.refuse("the image's data does not match the checksum in its record, so it was damaged in store or on the way; " +
@@ -174,6 +175,37 @@ func (d *download) verify() error {
 		return d.refuse("the image's data is not what was signed; sign the image again, or ask who altered it")
 	}
 	return io.EOF
+}
+
+// sums is what all data has to go to, in order.
+func (d *download) sums() io.Writer {
+	switch {
+	case d.hash != nil && d.sig != nil:
+		return io.MultiWriter(d.hash, d.sig)
+	case d.hash != nil:
+		return d.hash
+	case d.sig != nil:
+		return d.sig
+	}
+	return io.Discard
+}
+
+// hashBehind has what is given from now on hashed out of the file that it is written to, beside everything else. Who calls it
+// sees to it that nobody else can write there, tells the trail what was written, and does so for everything before it reads
+// on at the end of the data.
+func (d *download) hashBehind(at io.ReaderAt) *trail {
+	d.trail = newTrail(at, d.off.Load(), d.sums())
+	return d.trail
+}
+
+// hashInline ends that: Read hashes what it gives.
+func (d *download) hashInline() error {
+	if d.trail == nil {
+		return nil
+	}
+	err := d.trail.finish()
+	d.trail = nil
+	return err
 }
 
 func (d *download) refuse(text string) *novalet.Fault { return refused(d.rec.ID, text) }
@@ -260,6 +292,9 @@ func (d *download) closeBody() {
 // Close ends the download early.
 func (d *download) Close() error {
 	d.closeBody()
+	if d.trail != nil {
+		d.trail.stop()
+	}
 	return nil
 }
 

@@ -223,10 +223,12 @@ func (s *Store) unpack(ctx context.Context, src source, gaps []layer.IndexedLaye
 		q.Spooled, q.Size = true, rec.Size
 		if rec.Size <= 0 {
 			// Where the disk ends is known at its end.
-			if q.Size, err = copySparse(spool, in, nil); err != nil {
+			if q.Size, err = copySparse(spool, in, 0, nil); err != nil {
 				return nil, nil, diskError(glanceFault(rec.ID, err))
 			}
 			in = nil
+		} else {
+			in = behind(in, src, spool)
 		}
 	}
 	layers := filepath.Join(work, "layers")

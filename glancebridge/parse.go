@@ -104,7 +104,7 @@ func randomAccess(in io.Reader, br *bufio.Reader, spool spoolFile, itself bool) 
 	if s, ok := in.(*io.SectionReader); ok && itself {
 		return s, s.Size(), nil
 	}
-	size, err := copySparse(spool, br, nil)
+	size, err := copySparse(spool, br, 0, nil)
 	if err != nil {
 		return nil, 0, err
 	}

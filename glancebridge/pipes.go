@@ -25,6 +25,16 @@ func (o *openFiles) pipe(size int) (r, w *os.File, err error) {
 	return r, w, nil
 }
 
+// readOnly opens a file once more, for reading alone: also one that has no name.
+func (o *openFiles) readOnly(f *os.File) (*os.File, error) {
+	r, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("open spool for reading: %w", err)
+	}
+	*o = append(*o, r)
+	return r, nil
+}
+
 // sharedMemory makes what the helpers pass contents by.
 func sharedMemory() (*os.File, error) { return memoryFile(layer.SharedBytes, unix.F_SEAL_SEAL) }
 

@@ -111,6 +111,11 @@ func (s *Store) runHelpers(ctx context.Context, in io.Reader, spool *os.File, la
 	given := []*os.File{image, entriesW, parseW, spool, backR, shared}
 	if q.Lent {
 		given = append(given, lentBack, lentMem)
+	} else {
+		// What is hashed out of the spool must be what was written there.
+		if given[3], err = files.readOnly(spool); err != nil {
+			return out, err
+		}
 	}
 	parser, err := s.helper(ctx, "parse", q, given, s.parserAttr())
 	if err != nil {

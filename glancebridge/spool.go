@@ -28,9 +28,26 @@ const (
 	maxNotes = 4096
 )
 
-// feedDisk copies a disk of size bytes to the spool, with notes for the parser; nil is one that lies there already. parsed waits for the parser and says
-// whether it came to a good end: the disk is read to its own end then, since whoever gives it checks the whole. An EPIPE
-// or io.ErrClosedPipe says that the parser has gone for another reason.
+// trailed is a disk whose download hashes it behind the writing of the spool.
+type trailed struct {
+	io.Reader
+	d *download
+	t *trail
+}
+
+// behind has a disk of known size hashed out of the spool, if it comes from a download: the parser need not wait for the hash
+// then.
+func behind(disk io.Reader, src source, spool io.ReaderAt) io.Reader {
+	d, ok := src.(*download)
+	if !ok {
+		return disk
+	}
+	return &trailed{disk, d, d.hashBehind(spool)}
+}
+
+// feedDisk copies a disk of size bytes to the spool, with notes for the parser; nil is one that lies there already. parsed
+// waits for the parser and says whether it came to a good end: the disk is read to its own end then, since whoever gives it
+// checks the whole. An EPIPE or io.ErrClosedPipe says that the parser has gone for another reason.
 func feedDisk(notes io.Writer, spool spoolFile, disk io.Reader, size int64, parsed func() bool) error {
 	note := func(off int64) error {
 		_, err := notes.Write(binary.BigEndian.AppendUint64(nil, uint64(off)))
@@ -42,8 +59,12 @@ func feedDisk(notes io.Writer, spool spoolFile, disk io.Reader, size int64, pars
 	if err := spool.Truncate(size); err != nil {
 		return fmt.Errorf("spool disk: %w", err)
 	}
+	tr, _ := disk.(*trailed)
 	step, told := max(minNote, size/maxNotes+1), int64(0)
-	_, err := copySparse(spool, disk, func(off int64) error {
+	_, err := copySparse(spool, disk, size, func(off int64) error {
+		if tr != nil {
+			tr.t.written(off)
+		}
 		if off-told < step && off < size {
 			return nil
 		}
@@ -51,6 +72,12 @@ func feedDisk(notes io.Writer, spool spoolFile, disk io.Reader, size int64, pars
 		return note(off)
 	})
 	if (errors.Is(err, unix.EPIPE) || errors.Is(err, io.ErrClosedPipe)) && parsed() {
+		if tr != nil {
+			// What comes now is not written.
+			if err := tr.d.hashInline(); err != nil {
+				return err
+			}
+		}
 		_, err = io.Copy(io.Discard, disk)
 	}
 	return err
@@ -89,12 +116,16 @@ func (s *spooled) await(end int64) error {
 }
 
 // copySparse copies to an empty file, leaving holes where the input is zero, and returns the length. progress, when not
-// nil, is told of each step.
-func copySparse(w spoolFile, r io.Reader, progress func(off int64) error) (int64, error) {
+// nil, is told of each step. Where size bytes are expected, and not 0, all of them are written before more are asked for.
+func copySparse(w spoolFile, r io.Reader, size int64, progress func(off int64) error) (int64, error) {
 	buf := make([]byte, 128<<10)
 	var off int64
 	for {
-		n, err := io.ReadFull(r, buf)
+		b := buf
+		if left := size - off; left > 0 {
+			b = buf[:min(left, int64(len(buf)))]
+		}
+		n, err := io.ReadFull(r, b)
 		if n > 0 {
 			if b := buf[:n]; !allZero(b) {
 				if _, err := w.WriteAt(b, off); err != nil {
