@@ -33,8 +33,12 @@ type keeper struct {
 	gone  bool
 }
 
-// callTimeout bounds a request whose context has no deadline of its own.
-const callTimeout = 5 * time.Minute
+// callTimeout bounds a request whose context has no deadline of its own, and makeTimeout one that makes something, which
+// takes some ten milliseconds.
+const (
+	callTimeout = 5 * time.Minute
+	makeTimeout = 30 * time.Second
+)
 
 // dial connects and sends a request. The connection closes when ctx ends.
 func (k *keeper) dial(ctx context.Context, op, id string, body any, fds ...int) (*wire.Conn, func() bool, error) {
@@ -80,7 +84,12 @@ func receive(ctx context.Context, c *wire.Conn, out any) ([]int, error) {
 
 // call does one request and returns the descriptors of the answer.
 func (k *keeper) call(ctx context.Context, op, id string, body, out any, fds ...int) ([]int, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	timeout := callTimeout
+	if op == wire.OpCreate || op == wire.OpAssign {
+		// Cut off, it might be carried out after the request that is to undo it, and what it makes would be nobody's.
+		ctx, timeout = context.WithoutCancel(ctx), makeTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c, stop, err := k.dial(ctx, op, id, body, fds...)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -408,5 +409,20 @@ func TestTooLittleMemory(t *testing.T) {
 	}
 	if out, code := te.sh("other", "echo alive"); out != "alive\n" || code != 0 {
 		t.Errorf("the other one answers %q, %d", out, code)
+	}
+}
+
+// TestClosedWhilePreparing: an agent that ends while it prepares sandboxes leaves none, whenever it is.
+func TestClosedWhilePreparing(t *testing.T) {
+	te := newEngine(t)
+	for i := range 60 {
+		if err := te.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(te.opts.RunDir, "keepers", "*.sock")); len(left) > 0 {
+			t.Fatalf("close %d left %v", i, left)
+		}
+		te.open()
+		time.Sleep(time.Duration(i) * 200 * time.Microsecond)
 	}
 }
