@@ -5,7 +5,7 @@ import (
 	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
-	stdsha512 "crypto/sha512"
+	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
-	"github.com/novalet/novalet/internal/sha512"
 )
 
 // download is the data of one image as a stream that survives cut connections: it goes on where it stopped, or, from
@@ -69,7 +68,7 @@ func recordHash(rec *ImageRecord) (hash.Hash, string) {
 		case "sha512":
 			return sha512.New(), want
 		case "sha384":
-			return stdsha512.New384(), want
+			return sha512.New384(), want
 		case "sha256":
 			return sha256.New(), want
 		case "sha1":

@@ -2,6 +2,7 @@ package glancebridge
 
 import (
 	"context"
+	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -17,7 +18,6 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
-	"github.com/novalet/novalet/internal/sha512"
 	"github.com/novalet/novalet/internal/statefile"
 )
 

@@ -3,6 +3,7 @@ package glancebridge
 import (
 	"bufio"
 	"context"
+	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"time"
 
 	"github.com/novalet/novalet"
-	"github.com/novalet/novalet/internal/sha512"
 	"github.com/novalet/novalet/internal/statefile"
 )
 
