@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/glancebridge/layer"
 )
 
 // An image that is read as a stream goes to the parser by memory: the agent reads it into blocks, hashes it there, and writes
@@ -22,10 +24,9 @@ const (
 
 // lender is the agent's side.
 type lender struct {
-	mem   []byte
-	notes io.Writer // to the parser
-	back  io.Reader // from the parser
-	free  []int
+	mem    []byte
+	notes  io.Writer // to the parser
+	blocks *layer.Blocks
 }
 
 // lendMemory makes the memory, and the file that the parser maps it by.
@@ -49,11 +50,7 @@ func lendMemory() ([]byte, *os.File, error) {
 }
 
 func newLender(mem []byte, notes io.Writer, back io.Reader) *lender {
-	l := &lender{mem: mem, notes: notes, back: back}
-	for i := range lentBlocks {
-		l.free = append(l.free, i)
-	}
-	return l
+	return &lender{mem: mem, notes: notes, blocks: layer.NewBlocks(lentBlocks, back)}
 }
 
 // send passes on all of an image. An EPIPE says that the parser has gone.
@@ -62,9 +59,12 @@ func (l *lender) send(in io.Reader) error {
 	at := 0
 	for {
 		if len(rest) == 0 {
-			no, err := l.take()
+			no, err := l.blocks.Take(nil)
+			if err == io.EOF {
+				return unix.EPIPE
+			}
 			if err != nil {
-				return err
+				return fmt.Errorf("lend memory: %w", err)
 			}
 			at = no * lentBlock
 			rest = l.mem[at : at+lentBlock]
@@ -83,30 +83,6 @@ func (l *lender) send(in io.Reader) error {
 			return err
 		}
 	}
-}
-
-// take gives a block that the parser does not need.
-func (l *lender) take() (int, error) {
-	if len(l.free) == 0 {
-		var b [lentBlocks]byte
-		n, err := l.back.Read(b[:])
-		if n == 0 {
-			if err == nil || err == io.EOF {
-				err = unix.EPIPE
-			}
-			return 0, err
-		}
-		for _, no := range b[:n] {
-			// One that it still needs is to its own harm.
-			if no >= lentBlocks {
-				return 0, fmt.Errorf("the parser gives back block %d", no)
-			}
-			l.free = append(l.free, int(no))
-		}
-	}
-	no := l.free[0]
-	l.free = l.free[1:]
-	return no, nil
 }
 
 // lent is the parser's side: the image as a stream.

@@ -121,11 +121,15 @@ func TestLendToNobody(t *testing.T) {
 	}
 	for _, wrong := range []byte{lentBlocks, 255} {
 		l, _, _, back, _ := lending(t)
-		l.free = nil
+		for range lentBlocks {
+			if _, err := l.blocks.Take(nil); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if _, err := back.Write([]byte{0, wrong}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := l.take(); err == nil || errors.Is(err, unix.EPIPE) {
+		if _, err := l.blocks.Take(nil); err == nil || errors.Is(err, unix.EPIPE) {
 			t.Errorf("given back block %d: %v", wrong, err)
 		}
 	}

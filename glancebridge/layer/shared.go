@@ -41,47 +41,22 @@ func (p piece) cut(n int) (before, after piece) {
 
 // lender is the parser's side.
 type lender struct {
-	mem  []byte
-	back io.Reader
-	free []int
-	out  [sharedBlocks]bool
-	cur  *block // for content that is read for the encoder alone
-	used int    // bytes of cur
+	mem    []byte
+	blocks *Blocks
+	cur    *block // for content that is read for the encoder alone
+	used   int    // bytes of cur
 }
 
 func newLender(mem []byte, back io.Reader) *lender {
-	l := &lender{mem: mem, back: back}
-	for i := range sharedBlocks {
-		l.free = append(l.free, i)
-	}
-	return l
+	return &lender{mem: mem, blocks: NewBlocks(sharedBlocks, back)}
 }
 
 // take gives a block to fill. flush is called before it waits: the applier must know of what it is to give back.
 func (l *lender) take(flush func() error) (*block, error) {
-	if len(l.free) == 0 {
-		if err := flush(); err != nil {
-			return nil, err
-		}
-		var b [sharedBlocks]byte
-		n, err := l.back.Read(b[:])
-		if n == 0 {
-			if err == nil {
-				err = io.ErrNoProgress
-			}
-			return nil, fmt.Errorf("wait for the applier: %w", err)
-		}
-		for _, no := range b[:n] {
-			if int(no) >= sharedBlocks || !l.out[no] {
-				return nil, fmt.Errorf("wait for the applier: it gives back block %d", no)
-			}
-			l.out[no] = false
-			l.free = append(l.free, int(no))
-		}
+	no, err := l.blocks.Take(flush)
+	if err != nil {
+		return nil, fmt.Errorf("wait for the applier: %w", err)
 	}
-	no := l.free[0]
-	l.free = l.free[1:]
-	l.out[no] = true
 	return &block{no: no, data: l.mem[no*SharedBlock:][:SharedBlock:SharedBlock]}, nil
 }
 
