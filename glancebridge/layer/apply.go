@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -223,34 +222,22 @@ func (a *applier) end() error {
 		a.pending = left
 	}
 	a.dirs.close()
-	if err := a.setDirTimes(); err != nil {
-		return err
+	last := make(map[string]int, len(a.dirTimes))
+	for i, t := range a.dirTimes {
+		last[t.name] = i
+	}
+	for i, t := range a.dirTimes {
+		if last[t.name] != i {
+			continue // described again later
+		}
+		if err := a.setDirTime(t); err != nil {
+			return err
+		}
 	}
 	a.w.close()
 	unix.Close(a.root)
 	a.open = false
 	return nil
-}
-
-// setDirTimes goes through all directories. Nothing else is left to be done meanwhile, so two goroutines share them.
-func (a *applier) setDirTimes() error {
-	last := make(map[string]int, len(a.dirTimes))
-	for i, t := range a.dirTimes {
-		last[t.name] = i
-	}
-	var errs [2]error
-	var wg sync.WaitGroup
-	for n := range errs {
-		wg.Go(func() {
-			for i := n; i < len(a.dirTimes) && errs[n] == nil; i += len(errs) {
-				if t := a.dirTimes[i]; last[t.name] == i { // else described again later
-					errs[n] = a.setDirTime(t)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return errors.Join(errs[:]...)
 }
 
 func (a *applier) setDirTime(t dirTime) error {
