@@ -10,22 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/hosttest"
 )
-
-// procStatus is what /proc says of a thread.
-func procStatus(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	b, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := map[string]string{}
-	for l := range strings.Lines(string(b)) {
-		k, v, _ := strings.Cut(l, ":")
-		m[k] = strings.TrimSpace(v)
-	}
-	return m
-}
 
 // TestInitOfAnApplication: what it is sent before there is a program ends neither it nor the program; then it is one thread of a
 // few pages, as confined as the program, without a descriptor, in the instance's time, and its file cannot be read inside.
@@ -38,7 +24,7 @@ func TestInitOfAnApplication(t *testing.T) {
 	dir := fmt.Sprintf("/proc/%d", st.PID)
 	early := []unix.Signal{unix.SIGHUP, unix.SIGTERM, unix.SIGUSR1, unix.SIGQUIT, unix.SIGABRT, 35}
 	eventually(t, "it waits", func() string {
-		if s := procStatus(t, dir); s["SigCgt"] != "0000000000000000" {
+		if s := hosttest.ProcStatus(t, dir+"/status"); s["SigCgt"] != "0000000000000000" {
 			return "it catches " + s["SigCgt"]
 		}
 		return ""
@@ -60,7 +46,7 @@ func TestInitOfAnApplication(t *testing.T) {
 		t.Errorf("init is %d, was %d", now.PID, st.PID)
 	}
 
-	s := procStatus(t, dir)
+	s := hosttest.ProcStatus(t, dir+"/status")
 	kib := func(key string) (n int) {
 		fmt.Sscan(s[key], &n)
 		return n
@@ -73,7 +59,7 @@ func TestInitOfAnApplication(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := "/proc/" + strings.Fields(string(children))[0]
-	p := procStatus(t, program)
+	p := hosttest.ProcStatus(t, program+"/status")
 	for _, k := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters"} {
 		if s[k] != p[k] {
 			t.Errorf("%s of init is %q, of the program %q", k, s[k], p[k])

@@ -121,7 +121,7 @@ func TestHelpersHaveNoRights(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, task := range tasks {
-			status := statusOf(t, fmt.Sprintf("/proc/%d/task/%s/status", pid, task.Name()))
+			status := hosttest.ProcStatus(t, fmt.Sprintf("/proc/%d/task/%s/status", pid, task.Name()))
 			for key, want := range map[string]string{"NoNewPrivs": "1", "Seccomp": "2", "CapInh": "0000000000000000",
 				"CapAmb": "0000000000000000", "Groups": ""} {
 				if status[key] != want {
@@ -166,20 +166,6 @@ func TestHelpersHaveNoRights(t *testing.T) {
 	if fi, err := os.Stat(s.o.Dir); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("the store has mode %v (%v)", fi.Mode(), err)
 	}
-}
-
-func statusOf(t *testing.T, path string) map[string]string {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]string{}
-	for line := range strings.Lines(string(b)) {
-		k, v, _ := strings.Cut(line, ":")
-		out[k] = strings.TrimSpace(v)
-	}
-	return out
 }
 
 // probeCommand makes the test binary a process that confines itself and then tries what it must not.

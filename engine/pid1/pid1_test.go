@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/novalet/novalet/internal/hosttest"
 )
 
 // scriptEnv is the variable by which the test's own program becomes a process that starts a script and goes on to the
@@ -106,13 +108,8 @@ func (s *started) until(what string, is func() bool) {
 
 // status is a line of the process's /proc/PID/status.
 func (s *started) status(key string) string {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Process.Pid))
-	for l := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(l, key+":"); ok {
-			return strings.TrimSpace(v)
-		}
-	}
-	return ""
+	s.t.Helper()
+	return hosttest.ProcStatus(s.t, fmt.Sprintf("/proc/%d/status", s.Process.Pid))[key]
 }
 
 func (s *started) code() int {
@@ -214,7 +211,7 @@ func TestSignalsArePassedOn(t *testing.T) {
 	s.expect("got 10")
 }
 
-// TestSmall: one thread, a few pages, no descriptor, and no processor time.
+// TestSmall: one thread, a few pages, a name of its own, and its own program not among what it has open.
 func TestSmall(t *testing.T) {
 	s := run(t, "echo ready; sleep 1000")
 	s.is()

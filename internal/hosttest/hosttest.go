@@ -4,6 +4,7 @@ package hosttest
 import (
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -24,4 +25,19 @@ func Patience(d time.Duration) time.Duration {
 		return d * time.Duration(n)
 	}
 	return d
+}
+
+// ProcStatus reads the status file of a process or thread, such as /proc/1/status, into its lines by name.
+func ProcStatus(t testing.TB, path string) map[string]string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]string{}
+	for l := range strings.Lines(string(b)) {
+		k, v, _ := strings.Cut(l, ":")
+		m[k] = strings.TrimSpace(v)
+	}
+	return m
 }
