@@ -144,6 +144,7 @@ type Agent struct {
 	images    novalet.ImageStore
 	network   novalet.NetworkAPI
 	plugger   novalet.VIFPlugger
+	watcher   bindingWatcher // nil where nobody sees it
 	runtime   novalet.Runtime
 	notifier  novalet.Notifier   // may be nil
 	pci       novalet.PCIDevices // may be nil
@@ -191,6 +192,7 @@ func Open(o Options) (*Agent, error) {
 		repairs: newSemaphore(4),
 	}
 	a.plugger = &devicePlugger{o.Plugger, a}
+	a.watcher, _ = o.Plugger.(bindingWatcher)
 	if a.dir == "" {
 		a.dir = o.StateDir
 	}

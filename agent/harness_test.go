@@ -35,7 +35,9 @@ type lab struct {
 	h     *fake.Handle
 	told  fake.Notifier
 	pci   novalet.PCIDevices
-	next  int
+	// unbound, when not nil, has the plugger see when Neutron's side lets go of a port: when it is closed.
+	unbound chan struct{}
+	next    int
 }
 
 func newLab(t testing.TB, options ...func(*lab)) *lab {
@@ -66,10 +68,14 @@ func (l *lab) open() {
 
 func (l *lab) tryOpen() error {
 	l.h = l.world.Open()
+	var plugger novalet.VIFPlugger = l.h.Plugger
+	if l.unbound != nil {
+		plugger = &watcher{l.h.Plugger, l.unbound}
+	}
 	a, err := Open(Options{Host: testHost, StateDir: l.dir, Config: l.cfg,
 		Logger:    testLogger(),
 		Conductor: l.h.Conductor, Placement: l.h.Placement, Images: l.h.Images, Network: l.h.Network,
-		Plugger: l.h.Plugger, PCI: l.pci, Runtime: l.h.Runtime, Notifier: &l.told, BootID: func() (string, error) { return l.world.BootID(), nil }})
+		Plugger: plugger, PCI: l.pci, Runtime: l.h.Runtime, Notifier: &l.told, BootID: func() (string, error) { return l.world.BootID(), nil }})
 	if err != nil {
 		return err
 	}

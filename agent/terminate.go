@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/novalet/novalet"
 )
 
@@ -70,9 +72,9 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 			left.Image = true
 		}
 	})
-	var unsure bool
+	var freed func() (unsure bool)
 	wg.Go(func() {
-		unsure = a.dropInterfaces(ctx, in, t, op.Context, inst, info, left)
+		freed = a.dropInterfaces(ctx, in, t, op.Context, inst, info, left)
 		beside.Go(func() {
 			defer t.start("unplug")()
 			if err := a.unplugAll(ctx, in.uuid, info); err != nil {
@@ -83,6 +85,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	})
 	wg.Wait()
 	defer beside.Wait()
+	defer freed()
 	if errors.Is(context.Cause(ctx), errShutdown) {
 		return errShutdown
 	}
@@ -96,7 +99,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	if err == nil {
 		wg.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 		wg.Go(func() { a.dropBeside(ctx, in, op.Context, console) })
-		if unsure {
+		if freed() {
 			wg.Go(func() {
 				lookCtx, cancel := context.WithTimeout(ctx, freePortsTime)
 				defer cancel()
@@ -108,6 +111,7 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 		}
 		err = a.saveDeleted(ctx, in, op.Context)
 	}
+	freed()
 	wg.Wait()
 	beside.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {
@@ -140,11 +144,19 @@ func (in *instance) forgetHere(left *pending) {
 	})
 }
 
+// bindingWatcher is what a VIFPlugger has beside the contract that can see when Neutron's side lets go of a port.
+type bindingWatcher interface {
+	// AwaitUnbound blocks until then. An error says that it cannot be seen.
+	AwaitUnbound(ctx context.Context, instanceUUID string, vif *novalet.VIF) error
+}
+
 // dropInterfaces cuts the host's side of the interfaces and frees the ports, with a bound on the time that a delete waits for
-// Neutron. It notes whether ports are left, and tells whether there may be some that it did not know of.
-func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo, left *pending) (unsure bool) {
+// Neutron. It returns when Neutron has answered, or, where that can be seen before, when all of the ports have been taken
+// from this host by it: it does so when what its database has of them has gone, and what it does then is nobody's concern
+// who waits for the delete. freed waits for the answer, has it noted whether ports are left, and tells whether there may
+// be some that the agent did not know of; it may be called repeatedly, by one goroutine.
+func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo, left *pending) (freed func() (unsure bool)) {
 	portsCtx, cancel := context.WithTimeout(ctx, freePortsTime)
-	defer cancel()
 	free := func(ctx context.Context) (bool, error) { return false, a.network.Deallocate(ctx, rc, inst, left.Info) }
 	var finding sync.WaitGroup
 	var err error
@@ -154,21 +166,54 @@ func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc 
 			free, err = f.Deallocation(portsCtx, rc, inst, left.Info)
 		})
 	}
+	unbound := a.unbound(portsCtx, in.uuid, info)
 	if cerr := a.cutAll(ctx, in.uuid, info); cerr != nil {
 		in.log.Warn("interfaces are not cut", "err", cerr)
 		_ = a.unplugAll(ctx, in.uuid, info) // tried again later
+		unbound = nil                       // it would be our own doing
 	}
 	finding.Wait()
-	if err == nil {
-		done := t.start("free_ports")
-		unsure, err = free(portsCtx)
-		done()
+	answered := make(chan struct{})
+	var unsure bool
+	go func() {
+		defer close(answered)
+		defer cancel()
+		if err == nil {
+			done := t.start("free_ports")
+			unsure, err = free(portsCtx)
+			done()
+		}
+		if err != nil && a.ctx.Err() == nil {
+			in.log.Warn("ports are not freed yet", "err", err)
+		}
+	}()
+	select {
+	case <-answered:
+	case <-unbound:
 	}
-	if err != nil && a.ctx.Err() == nil {
-		in.log.Warn("ports are not freed yet", "err", err)
+	return func() bool {
+		<-answered
+		left.Ports = err != nil
+		return unsure
 	}
-	left.Ports = err != nil
-	return unsure
+}
+
+// unbound gives a channel that is closed when Neutron's side has let go of all the interfaces, nil where that is not seen.
+func (a *Agent) unbound(ctx context.Context, uuid string, info novalet.NetworkInfo) <-chan struct{} {
+	if a.watcher == nil || len(info) == 0 {
+		return nil
+	}
+	done := make(chan struct{})
+	group, gctx := errgroup.WithContext(ctx)
+	for i := range info {
+		group.Go(func() error { return a.watcher.AwaitUnbound(gctx, uuid, &info[i]) })
+	}
+	go func() {
+		if group.Wait() == nil {
+			close(done)
+		}
+	}()
+	return done
 }
 
 // dropBeside deletes what else the database has of the instance.

@@ -179,3 +179,12 @@ func (p *Plugger) ensurePatch(name, peer string, mtu int) error {
 	}
 	return nil
 }
+
+// AwaitUnbound blocks until OVN's controller takes its mark off a port that it had wired (ovn-installed, ovn-controller(8)): the
+// port was deleted, or bound elsewhere. Any other port is an error at once.
+func (p *Plugger) AwaitUnbound(ctx context.Context, _ string, vif *novalet.VIF) error {
+	if vif.Type != "ovs" || hybrid(vif) || onFunction(vif) {
+		return novalet.ErrUnsupported
+	}
+	return p.ovs.AwaitWithout(ctx, tapName(vif.ID), "ovn-installed")
+}

@@ -247,6 +247,8 @@ func testOVS(t *testing.T, hybrid bool, switchPort func(string) string, devices 
 		t.Errorf("the instance reached the host: %d bytes from %s", n, from)
 	}
 
+	testUnbound(t, o, p, ra.VIF, !hybrid)
+
 	// A port of somebody else in the same switch.
 	if err := p.h.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "vnet0"}}); err != nil {
 		t.Fatal(err)
@@ -269,6 +271,33 @@ func testOVS(t *testing.T, hybrid bool, switchPort func(string) string, devices 
 		l = slices.DeleteFunc(l, func(s string) bool { return s == "vnet0" })
 		return slices.Equal(l, before)
 	})
+}
+
+// testUnbound does with a port of the switch as OVN's controller does.
+func testUnbound(t *testing.T, o *openvswitch, p *Plugger, vif *novalet.VIF, seen bool) {
+	t.Helper()
+	if err := p.AwaitUnbound(t.Context(), instA, vif); err == nil {
+		t.Error("a port that OVN never wired was let go of")
+	}
+	name := tapName(vif.ID)
+	if !seen {
+		name = qvoName(vif.ID)
+	}
+	o.vsctl("set", "Interface", name, "external_ids:ovn-installed=true")
+	done := make(chan error, 1)
+	go func() { done <- p.AwaitUnbound(t.Context(), instA, vif) }()
+	if seen {
+		select {
+		case err := <-done:
+			t.Errorf("the port was let go of while it is wired: %v", err)
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	o.vsctl("remove", "Interface", name, "external_ids", "ovn-installed")
+	if err := <-done; (err == nil) != seen {
+		t.Errorf("await the unbinding, which is seen here: %v: %v", seen, err)
+	}
 }
 
 func TestOVSPlug(t *testing.T) { testOVS(t, false, tapName, []string{"tapaaaaaaaa-69"}) }

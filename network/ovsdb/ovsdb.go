@@ -178,6 +178,36 @@ func (c *Client) DelPort(ctx context.Context, name string, may func(externalIDs 
 	return nil
 }
 
+// AwaitWithout blocks until the interface has gone or has no longer the key among its external_ids: by the operation wait (RFC
+// 7047, 5.2.6). Errors: ErrNoKey when it is like that already; novalet.ErrTryAgain when the database cannot be reached; nothing
+// changed for ten seconds.
+func (c *Client) AwaitWithout(ctx context.Context, name, key string) error {
+	for first := true; ; first = false {
+		res, err := c.transact(ctx, op{"op": "select", "table": "Interface", "where": where("name", name), "columns": []string{"external_ids"}})
+		if err != nil {
+			return fmt.Errorf("look at interface %s: %w", name, err)
+		}
+		has := false
+		if len(res[0].Rows) > 0 {
+			_, has = readMap(res[0].Rows[0]["external_ids"])[key]
+		}
+		switch {
+		case !has && first:
+			return fmt.Errorf("interface %s: %w", name, ErrNoKey)
+		case !has:
+			return nil
+		}
+		_, err = c.transact(ctx, op{"op": "wait", "timeout": timeout.Milliseconds(), "table": "Interface", "where": where("name", name),
+			"columns": []string{"external_ids"}, "until": "!=", "rows": []any{res[0].Rows[0]}})
+		if err != nil {
+			return fmt.Errorf("wait for interface %s: %w", name, err)
+		}
+	}
+}
+
+// ErrNoKey: an interface is without a key among its external_ids.
+var ErrNoKey = errors.New("no such key")
+
 // Interfaces lists name and ids of the interfaces that have the key among their external_ids.
 func (c *Client) Interfaces(ctx context.Context, key string) (map[string]map[string]string, error) {
 	return c.marked(ctx, "Interface", key)

@@ -2,6 +2,7 @@ package ovsdb
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -150,6 +151,61 @@ func TestPorts(t *testing.T) {
 	}
 	if got, err := c.Interfaces(ctx, "novalet"); err != nil || len(got) != 0 {
 		t.Errorf("left: %v, %v", got, err)
+	}
+}
+
+func TestAwaitWithout(t *testing.T) {
+	c := New(server(t))
+	bridges(t, c, "br-int")
+	if err := c.AddPort(t.Context(), Port{Bridge: "br-int", Name: "tap1", ExternalIDs: map[string]string{"iface-id": "x"}}); err != nil {
+		t.Fatal(err)
+	}
+	change := func(ops ...op) {
+		t.Helper()
+		if _, err := c.transact(t.Context(), ops...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mutate := func(what string, v any) op {
+		return op{"op": "mutate", "table": "Interface", "where": where("name", "tap1"), "mutations": []any{[]any{"external_ids", what, v}}}
+	}
+	insert := func(k string) op { return mutate("insert", ovsMap(map[string]string{k: "true"})) }
+	remove := func(k string) op { return mutate("delete", []any{"set", []string{k}}) }
+	for _, name := range []string{"tap1", "tap-none"} {
+		if err := c.AwaitWithout(t.Context(), name, "mark"); !errors.Is(err, ErrNoKey) {
+			t.Errorf("%s without a mark: %v", name, err)
+		}
+	}
+	for what, end := range map[string]func(){
+		"the mark goes":      func() { change(remove("mark")) },
+		"the interface goes": func() { _ = c.DelPort(t.Context(), "tap1", all) },
+	} {
+		change(insert("mark"))
+		done := make(chan error, 1)
+		go func() { done <- c.AwaitWithout(t.Context(), "tap1", "mark") }()
+		// Other keys come and go meanwhile.
+		for range 5 {
+			change(insert("other"))
+			change(remove("other"))
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("%s: it ended before that: %v", what, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+		end()
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := c.AddPort(t.Context(), Port{Bridge: "br-int", Name: "tap1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(insert("mark"))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := c.AwaitWithout(ctx, "tap1", "mark"); err == nil {
+		t.Error("it ended without a reason")
 	}
 }
 

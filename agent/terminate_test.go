@@ -1,0 +1,130 @@
+package agent
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/novalet/novalet"
+	"github.com/novalet/novalet/internal/fake"
+)
+
+// watcher is a plugger that sees Neutron's side let go of every port once unbound is closed.
+type watcher struct {
+	novalet.VIFPlugger
+	unbound chan struct{}
+}
+
+func (w *watcher) AwaitUnbound(ctx context.Context, _ string, _ *novalet.VIF) error {
+	select {
+	case <-w.unbound:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// unboundLab boots an instance on a host that sees when Neutron's side lets go of a port, and deletes it while Neutron does not
+// answer: the instance is as far as it comes without either.
+func unboundLab(t *testing.T) (l *lab, uuid string, answer func()) {
+	l = newLab(t, func(l *lab) { l.unbound = make(chan struct{}) })
+	uuid = l.boot()
+	answer = l.h.Faults.Block("NetworkAPI.Deallocate")
+	l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+	time.Sleep(time.Second)
+	synctest.Wait()
+	if l.world.Row(uuid).Deleted {
+		t.Fatal("the row went while the port was bound and Neutron had not answered")
+	}
+	return l, uuid, answer
+}
+
+// Who deletes a server does not wait for what Neutron does after the port has gone from its database and from the host.
+func TestDeleteUnbound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, uuid, answer := unboundLab(t)
+		close(l.unbound)
+		synctest.Wait()
+		if !l.world.Row(uuid).Deleted {
+			t.Error("the row waits for Neutron's answer")
+		}
+		if _, err := l.agent.lookup(uuid); err != nil {
+			t.Error("the delete ended without Neutron's answer")
+		}
+		answer()
+		l.awaitGone(uuid)
+		l.checkNothingLeft(uuid)
+	})
+}
+
+// Neutron's answer counts also where nothing is seen.
+func TestDeleteNotSeenUnbound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, uuid, answer := unboundLab(t)
+		answer()
+		l.awaitGone(uuid)
+		l.checkNothingLeft(uuid)
+	})
+}
+
+// An interface that goes because it could not be cut says nothing of Neutron.
+func TestDeleteNotCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, func(l *lab) { l.unbound = make(chan struct{}) })
+		uuid := l.boot()
+		l.h.Faults.Fail("VIFPlugger.Cut", novalet.ErrTryAgain, -1)
+		answer := l.h.Faults.Block("NetworkAPI.Deallocate")
+		close(l.unbound)
+		l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if l.world.Row(uuid).Deleted {
+			t.Error("the row does not wait for Neutron's answer")
+		}
+		answer()
+		l.awaitGone(uuid)
+		l.checkNothingLeft(uuid)
+	})
+}
+
+// What Neutron says to the contrary after the row has gone is heard: the ports are tried again.
+func TestDeleteUnboundButRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, uuid, answer := unboundLab(t)
+		l.h.Faults.Fail("NetworkAPI.Deallocate", novalet.ErrTryAgain, -1)
+		close(l.unbound)
+		synctest.Wait()
+		answer()
+		synctest.Wait()
+		in, err := l.agent.lookup(uuid)
+		if err != nil {
+			t.Fatal("the ports that are left were forgotten")
+		}
+		var left *pending
+		in.read(func(r *record) { left = r.Pending })
+		if left == nil || !left.Ports || !l.world.Row(uuid).Deleted {
+			t.Errorf("left %+v of the delete, row deleted: %v", left, l.world.Row(uuid).Deleted)
+		}
+		l.h.Faults.Clear("NetworkAPI.Deallocate")
+		in.retryUndo()
+		synctest.Wait()
+		l.checkNothingLeft(uuid)
+	})
+}
+
+// An agent that dies between the row and Neutron's answer leaves nothing to the next one that it does not find.
+func TestDeleteUnboundThenKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, uuid, _ := unboundLab(t)
+		dead := l.killAt("Conductor.DestroyInstance", fake.After, 1)
+		close(l.unbound)
+		dead()
+		if len(l.world.Ports(uuid)) == 0 {
+			t.Error("the port went without Neutron's doing")
+		}
+		l.open()
+		l.awaitGone(uuid)
+		l.checkNothingLeft(uuid)
+	})
+}
