@@ -153,6 +153,10 @@ func Open(o Options) (*Store, error) {
 	if err := s.repair(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open image store: %w", err), s.closeDir())
 	}
+	if !o.Unconfined {
+		// The first image need not wait for it; whatever fails here will fail there, and is told then.
+		s.wg.Go(func() { _, _ = s.idmap.namespace(s) })
+	}
 	return s, nil
 }
 

@@ -145,19 +145,21 @@ type applier struct {
 	out        Applied
 	dirs       *dirCache
 	dirTimes   []dirTime
-	pending    []Link // hard links whose target has not been met
+	timeOf     map[uint64]int // the last of dirTimes that is of a directory, by its inode
+	pending    []Link         // hard links whose target has not been met
 	opaqueSeen map[string]bool
 	made       map[string]struct{} // directories by the name they were made under
 	w          *writers
 }
 
-// dirTime is what a directory gets when the layer is whole: its time, and what would decide over the files made in it,
+// dirTime is what a directory gets when nothing more is made in it: its time, and what would decide over the files made in it,
 // the setgid bit and the default ACL.
 type dirTime struct {
 	name   string
 	ts     [2]unix.Timespec
 	setgid uint32 // the whole mode, 0 unless it has the bit
 	acl    string // the default ACL
+	set    bool   // it was, or will be when the last file in the directory is written
 }
 
 const aclDefault = "system.posix_acl_default"
@@ -182,7 +184,7 @@ func (a *applier) begin(dir *os.File, index int, flags uint64, release func(bloc
 		return fmt.Errorf("look at layer folder: %w", err)
 	}
 	*a = applier{o: a.o, entriesLeft: a.entriesLeft, bytesLeft: a.bytesLeft, open: true, root: fd, rootIno: st.Ino, flags: flags,
-		out: Applied{Index: index}, opaqueSeen: map[string]bool{}, made: map[string]struct{}{}}
+		out: Applied{Index: index}, opaqueSeen: map[string]bool{}, made: map[string]struct{}{}, timeOf: map[uint64]int{}}
 	a.dirs = newDirCache(a)
 	a.w = newWriters(a.o.ExactModes, release)
 	return nil
@@ -222,13 +224,16 @@ func (a *applier) end() error {
 		a.pending = left
 	}
 	a.dirs.close()
+	if err := a.w.wait(); err != nil {
+		return err
+	}
 	last := make(map[string]int, len(a.dirTimes))
 	for i, t := range a.dirTimes {
 		last[t.name] = i
 	}
 	for i, t := range a.dirTimes {
-		if last[t.name] != i {
-			continue // described again later
+		if last[t.name] != i || t.set {
+			continue // described again later, or closed
 		}
 		if err := a.setDirTime(t); err != nil {
 			return err
@@ -385,7 +390,8 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 			}
 			err = unix.Mkdirat(parent.fd, base, mode)
 		} else {
-			err, again, made = nil, true, false
+			// Nobody may still have to set the time that it was to have.
+			err, again, made = a.w.wait(), true, false
 		}
 	}
 	if err != nil {
@@ -409,7 +415,10 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 		return err
 	}
 	a.made[name] = struct{}{}
-	_, err = a.dirs.add(name, fd)
+	d, err := a.dirs.add(name, fd)
+	if err == nil {
+		a.timeOf[d.ino] = len(a.dirTimes) - 1
+	}
 	return err
 }
 

@@ -2,35 +2,59 @@ package layer
 
 import (
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
-// dirFD is an open directory of the layer. It stays open while it is in the cache.
+// dirFD is an open directory of the layer. It stays open while it is in the cache or a file is being written in it.
 type dirFD struct {
 	name string
 	fd   int
 	ino  uint64
 	used uint64
+	refs atomic.Int32      // the cache's, and one of each file that is handed over
+	time *[2]unix.Timespec // what it gets when it is closed, unless nil
+}
+
+// unref gives up a use of the directory; the last one closes it. It may be called from any goroutine.
+func (d *dirFD) unref() error {
+	if d.refs.Add(-1) > 0 {
+		return nil
+	}
+	var err error
+	if d.time != nil {
+		if err = futimens(d.fd, d.time); err != nil {
+			err = nameError("set time of directory", d.name, err)
+		}
+	}
+	rawClose(d.fd)
+	return err
 }
 
 // dirCache keeps the directories that were used lately open, so that a file costs no walk. An entry is dropped
 // when something on its path is replaced.
 type dirCache struct {
 	a    *applier
+	root dirFD // never closed here
 	m    map[string]*dirFD
 	tick uint64
-	old  []int // out of the map, perhaps still in use by the entry at hand
+	old  []*dirFD // out of the map, perhaps still in use by the entry at hand
 }
 
 // maxDirs bounds the open directories; entries of an archive come in clusters.
 const maxDirs = 64
 
-func newDirCache(a *applier) *dirCache { return &dirCache{a: a, m: map[string]*dirFD{}} }
+func newDirCache(a *applier) *dirCache {
+	c := &dirCache{a: a, m: map[string]*dirFD{}}
+	c.root.fd, c.root.ino = a.root, a.rootIno
+	c.root.refs.Store(1)
+	return c
+}
 
 func (c *dirCache) get(name string) (*dirFD, error) {
 	if name == "" {
-		return &dirFD{fd: c.a.root, ino: c.a.rootIno}, nil
+		return &c.root, nil
 	}
 	c.tick++
 	if d, ok := c.m[name]; ok {
@@ -38,13 +62,18 @@ func (c *dirCache) get(name string) (*dirFD, error) {
 		return d, nil
 	}
 	fd, err := c.a.openat2(name, unix.O_PATH|unix.O_DIRECTORY)
-	if err == unix.ENOENT || err == unix.ENOTDIR {
+	made := err == unix.ENOENT || err == unix.ENOTDIR
+	if made {
 		fd, err = c.make(name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return c.add(name, fd)
+	d, err := c.add(name, fd)
+	if err == nil && made {
+		delete(c.a.timeOf, d.ino) // of another one, that is gone
+	}
+	return d, err
 }
 
 // make creates a directory that an entry implies, with its parents.
@@ -105,7 +134,7 @@ func (c *dirCache) add(name string, fd int) (*dirFD, error) {
 		return nil, err
 	}
 	if old, ok := c.m[name]; ok {
-		c.a.w.release(old.fd)
+		c.release(old)
 		delete(c.m, name)
 	}
 	if len(c.m) >= maxDirs {
@@ -115,13 +144,29 @@ func (c *dirCache) add(name string, fd int) (*dirFD, error) {
 				oldest = d
 			}
 		}
-		c.a.w.release(oldest.fd)
+		c.release(oldest)
 		delete(c.m, oldest.name)
 	}
 	c.tick++
 	d := &dirFD{name: name, fd: fd, ino: st.Ino, used: c.tick}
+	d.refs.Store(1)
 	c.m[name] = d
 	return d, nil
+}
+
+// release gives up a directory. It gets its time when the last file in it is written: most directories are not met again,
+// and to open each once more when the layer is whole would be a walk for every one. Who opens it anew sets the time anew.
+func (c *dirCache) release(d *dirFD) {
+	a := c.a
+	// A deletion in merged layers goes by no directory of the cache.
+	if i, ok := a.timeOf[d.ino]; ok && a.flags&FlagMerge == 0 {
+		if t := &a.dirTimes[i]; t.setgid == 0 && t.acl == "" {
+			t.set, d.time = true, &[2]unix.Timespec{t.ts[0], t.ts[1]}
+		}
+	}
+	if err := d.unref(); err != nil {
+		a.w.fail(err)
+	}
 }
 
 // drop forgets all directories: something is about to be replaced, and a symlink there may have led to any of them.
@@ -129,18 +174,18 @@ func (c *dirCache) add(name string, fd int) (*dirFD, error) {
 func (c *dirCache) drop(inUse *dirFD) {
 	delete(c.m, inUse.name)
 	c.close()
-	if inUse.fd != c.a.root {
-		c.old = append(c.old, inUse.fd)
+	if inUse != &c.root {
+		c.old = append(c.old, inUse)
 	}
 }
 
 func (c *dirCache) close() {
 	for k, d := range c.m {
-		c.a.w.release(d.fd)
+		c.release(d)
 		delete(c.m, k)
 	}
-	for _, fd := range c.old {
-		c.a.w.release(fd)
+	for _, d := range c.old {
+		c.release(d)
 	}
 	c.old = c.old[:0]
 }

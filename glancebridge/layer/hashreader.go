@@ -7,7 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// hashReader hashes what it reads, in large pieces: archive/tar reads headers 512 bytes at a time.
+// hashReader hashes what it reads, in large pieces: archive/tar reads headers 512 bytes at a time. What is read into shared
+// memory is hashed beside the reading; a block is lent for good once that has come past it.
 type hashReader struct {
 	r    io.Reader
 	h    hash.Hash
@@ -20,6 +21,11 @@ type hashReader struct {
 	block *block   // which is being read into
 	used  int      // bytes of block
 
+	behind *behind // nil unless enc is set
+	hashed int     // bytes of block that were given to it
+	full   *block  // the one before, and how much is hashed when it may be altered
+	fullAt int64
+
 	given int64 // bytes handed on
 }
 
@@ -27,6 +33,17 @@ type hashReader struct {
 const hashPiece = 256 << 10
 
 func newHashReader(r io.Reader) *hashReader { return &hashReader{r: r, h: sha256.New()} }
+
+// share has it read into the memory that enc shares. It is to be stopped then.
+func (h *hashReader) share(enc *Encoder) { h.enc, h.behind = enc, hashBehind(h.h) }
+
+// stop ends what share began; nothing can be read any more, and the sum is whole.
+func (h *hashReader) stop() {
+	if h.behind != nil {
+		h.behind.stop()
+		h.behind = nil
+	}
+}
 
 func (h *hashReader) Read(p []byte) (int, error) {
 	if err := h.fill(); err != nil {
@@ -76,8 +93,20 @@ func (h *hashReader) fill() error {
 // more reads on into the block.
 func (h *hashReader) more() error {
 	n, err := h.read(h.block.data[h.used:min(h.used+hashPiece, SharedBlock)])
-	h.used += n
+	if h.used += n; h.used-h.hashed >= hashPiece {
+		h.hashRest()
+	}
 	return err
+}
+
+// hashRest gives what was read into the block to the goroutine that hashes.
+func (h *hashReader) hashRest() int64 {
+	p := h.block.data[h.hashed:h.used]
+	h.hashed = h.used
+	if len(p) == 0 {
+		return h.behind.put
+	}
+	return h.behind.hash(p)
 }
 
 // read reads at least one byte, or says why there is none.
@@ -85,7 +114,9 @@ func (h *hashReader) read(p []byte) (n int, err error) {
 	for n == 0 && h.err == nil {
 		n, h.err = h.r.Read(p)
 	}
-	h.h.Write(p[:n])
+	if h.behind == nil {
+		h.h.Write(p[:n])
+	}
 	h.n.Add(int64(n))
 	if n == 0 {
 		return 0, h.err
@@ -112,14 +143,34 @@ func (h *hashReader) join(n int) error {
 	return nil
 }
 
-// close gives up the block.
+// close gives up the block: the one before it is lent for good, since its hashing has come to an end, or soon will.
 func (h *hashReader) close() error {
 	if h.block == nil {
 		return nil
 	}
-	b := h.block
-	h.block, h.have = nil, nil
+	full, at := h.full, h.fullAt
+	h.full, h.fullAt = h.block, h.hashRest()
+	h.block, h.have, h.hashed = nil, nil, 0
+	return h.lend(full, at)
+}
+
+// lend lends a block for good when so many bytes are hashed. In either case the applier hears of what was sent so far.
+func (h *hashReader) lend(b *block, hashed int64) error {
+	if b == nil {
+		return h.enc.w.Flush()
+	}
+	h.behind.await(hashed)
 	return h.enc.done(b)
+}
+
+// finish gives up all blocks.
+func (h *hashReader) finish() error {
+	if err := h.close(); err != nil || h.full == nil {
+		return err
+	}
+	b := h.full
+	h.full = nil
+	return h.lend(b, h.fullAt)
 }
 
 func (h *hashReader) sum() []byte { return h.h.Sum(nil) }

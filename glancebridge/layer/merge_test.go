@@ -84,6 +84,11 @@ func TestMergeDeletes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{"real", "tree"} {
+		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.ModTime().Unix() != 1000 {
+			t.Errorf("%s, in which something was deleted: %v, %v", name, st.ModTime(), err)
+		}
+	}
 	for name, want := range map[string]bool{"real/f": true, "real/g": false, "link": true, "file": true, "tree": true, "tree/sub": false, "missing": false} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)

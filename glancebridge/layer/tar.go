@@ -61,7 +61,8 @@ type TarOptions struct {
 func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 	h := newHashReader(r)
 	if o.enc != nil && o.enc.shared != nil {
-		h.enc = o.enc
+		h.share(o.enc)
+		defer h.stop()
 	}
 	info := &TarInfo{}
 	members := &tarMembers{h: h, src: tarSource{h: h}}
@@ -92,9 +93,10 @@ func ReadTar(r io.Reader, o TarOptions, sink Sink) (*TarInfo, error) {
 	if _, err := io.Copy(io.Discard, h); err != nil {
 		return nil, tarError(err)
 	}
-	if err := h.close(); err != nil {
+	if err := h.finish(); err != nil {
 		return nil, err
 	}
+	h.stop()
 	info.DiffID = "sha256:" + hex.EncodeToString(h.sum())
 	info.Bytes = h.n.Load()
 	return info, nil

@@ -10,13 +10,14 @@ import (
 )
 
 // writers creates small files on goroutines beside the one that reads the stream: making a file costs the file system
-// far more than reading its entry. All files of one directory go to one of them, in order, and in batches: to wake
-// somebody for each file would cost as much as the file.
+// far more than reading its entry. Files go to them in batches: to wake somebody for each file would cost as much as the file.
+// A batch is of directories with even or with odd inodes, since in one directory only one file is made at a time; any of them
+// takes the next one, since a large directory must not keep one busy and the other waiting.
 //
 // What is under way is known by the directory's inode and the name, so that whatever touches the same name, by whatever
 // path, waits first.
 type writers struct {
-	queues     [2]chan *batch
+	queue      chan *batch
 	free       chan *batch
 	jobs       sync.WaitGroup // batches under way
 	ended      sync.WaitGroup // the goroutines
@@ -27,9 +28,8 @@ type writers struct {
 	err        error
 
 	// Of the reading goroutine alone.
-	open    [2]*batch            // not yet handed over
-	names   map[nameKey]struct{} // put since the last wait
-	retired []int                // directories to close at the next wait
+	open  [2]*batch            // not yet handed over
+	names map[nameKey]struct{} // put since the last wait
 }
 
 type nameKey struct {
@@ -46,7 +46,7 @@ type batch struct {
 
 // writeJob is one file. base ends with a NUL byte.
 type writeJob struct {
-	dir   int
+	dir   *dirFD
 	full  string
 	base  []byte
 	data  []byte
@@ -56,42 +56,46 @@ type writeJob struct {
 
 // The bounds of what is under way.
 const (
+	maxWriters = 2
 	maxBatches = 6
 	maxJobs    = 32        // of a batch
 	batchBytes = 256 << 10 // of a batch; the largest file and its name fit
 	maxNames   = 8192
-	maxRetired = 128
 )
 
 // newWriters starts the goroutines. With exactModes the umask is known to be 0, so that a mode given to open(2) is the one
 // that the file gets.
 func newWriters(exactModes bool, done func(block int)) *writers {
-	w := &writers{done: done, free: make(chan *batch, maxBatches), names: map[nameKey]struct{}{}, exactModes: exactModes}
+	w := &writers{done: done, queue: make(chan *batch, maxBatches), free: make(chan *batch, maxBatches), names: map[nameKey]struct{}{}, exactModes: exactModes}
 	for range maxBatches {
 		w.free <- nil
 	}
-	for i := range w.queues {
-		q := make(chan *batch, maxBatches)
-		w.queues[i] = q
-		w.ended.Go(func() {
-			for b := range q {
-				for i := range b.jobs {
-					if w.failed.Load() {
-						break
-					}
-					if err := b.jobs[i].run(w.exactModes); err != nil {
-						w.fail(err)
-					}
-					w.done(b.jobs[i].block)
-				}
-				clear(b.jobs)
-				b.jobs, b.data = b.jobs[:0], b.data[:0]
-				w.free <- b
-				w.jobs.Done()
-			}
-		})
+	for range maxWriters {
+		w.ended.Go(w.run)
 	}
 	return w
+}
+
+// run writes batches until there are no more.
+func (w *writers) run() {
+	for b := range w.queue {
+		for i := range b.jobs {
+			j := &b.jobs[i]
+			if !w.failed.Load() {
+				if err := j.run(w.exactModes); err != nil {
+					w.fail(err)
+				}
+			}
+			w.done(j.block)
+			if err := j.dir.unref(); err != nil {
+				w.fail(err)
+			}
+		}
+		clear(b.jobs)
+		b.jobs, b.data = b.jobs[:0], b.data[:0]
+		w.free <- b
+		w.jobs.Done()
+	}
 }
 
 func (w *writers) fail(err error) {
@@ -113,7 +117,7 @@ func (w *writers) put(parent *dirFD, base, full string, data []byte, block int, 
 			return err
 		}
 	}
-	q := parent.ino % uint64(len(w.queues))
+	q := parent.ino % uint64(len(w.open))
 	size := len(base) + 1
 	if block < 0 {
 		size += len(data)
@@ -135,7 +139,8 @@ func (w *writers) put(parent *dirFD, base, full string, data []byte, block int, 
 		b.data = append(b.data, data...)
 		data = b.data[end:]
 	}
-	b.jobs = append(b.jobs, writeJob{dir: parent.fd, full: full, base: b.data[at:end], data: data, block: block, plan: p})
+	parent.refs.Add(1)
+	b.jobs = append(b.jobs, writeJob{dir: parent, full: full, base: b.data[at:end], data: data, block: block, plan: p})
 	w.names[nameKey{parent.ino, base}] = struct{}{}
 	if len(b.jobs) == maxJobs {
 		w.send(q)
@@ -143,10 +148,10 @@ func (w *writers) put(parent *dirFD, base, full string, data []byte, block int, 
 	return nil
 }
 
-// send gives a batch to its goroutine.
+// send hands over a batch.
 func (w *writers) send(q uint64) {
 	w.jobs.Add(1)
-	w.queues[q] <- w.open[q]
+	w.queue <- w.open[q]
 	w.open[q] = nil
 }
 
@@ -172,37 +177,22 @@ func (w *writers) wait() error {
 	w.sendAll()
 	w.jobs.Wait()
 	clear(w.names)
-	for _, fd := range w.retired {
-		unix.Close(fd)
-	}
-	w.retired = w.retired[:0]
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.err
 }
 
-// release closes a directory once no file is being written in it.
-func (w *writers) release(fd int) {
-	w.retired = append(w.retired, fd)
-	if len(w.retired) >= maxRetired {
-		// The error is kept for the next call that can return it.
-		_ = w.wait()
-	}
-}
-
 func (w *writers) close() {
 	_ = w.wait()
-	for _, q := range w.queues {
-		close(q)
-	}
+	close(w.queue)
 	w.ended.Wait()
 }
 
 func (j *writeJob) run(exactModes bool) error {
-	fd, err := rawCreate(j.dir, j.base, j.plan.mode)
+	fd, err := rawCreate(j.dir.fd, j.base, j.plan.mode)
 	if err == unix.EEXIST {
-		if err = removeAll(j.dir, string(j.base[:len(j.base)-1]), 0); err == nil {
-			fd, err = rawCreate(j.dir, j.base, j.plan.mode)
+		if err = removeAll(j.dir.fd, string(j.base[:len(j.base)-1]), 0); err == nil {
+			fd, err = rawCreate(j.dir.fd, j.base, j.plan.mode)
 		}
 	}
 	if err != nil {

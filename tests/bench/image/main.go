@@ -76,6 +76,7 @@ func run(rounds int, mib int64, dir, out string) (err error) {
 		{[]string{"gzip_vs_tar", "cached_vs_tar", "zstd_vs_tar"}, b.roots}, {[]string{"docker_vs_umoci"}, b.docker},
 		{[]string{"qcow2_vs_rawtar"}, b.qcow2}, {[]string{"delta_bytes"}, b.delta},
 	} {
+		touch(free() - leftFree)
 		fmt.Fprintln(os.Stderr, "measuring", strings.Join(step.ids, ", "))
 		if err := step.fn(tar); err != nil {
 			for _, id := range step.ids {
@@ -215,19 +216,37 @@ func (b *bench) ours(id string) (first, next float64, err error) {
 // an ext4 without a journal passes over every inode that was freed in the last minute when it looks for a free one, so that
 // who comes after the removal of a tree would pay for it.
 //
-// The memory that either is about to take is touched before: a virtual machine may have given back what was free, and to get
-// it again costs more than to write a file into it.
+// The memory that either is about to take is touched before: a virtual machine may have never had what is free, or given it
+// back, and to get it costs more than to write a file into it.
 func (b *bench) fresh(name string) string {
 	b.made++
 	unix.Sync()
-	if mem, err := unix.Mmap(-1, 0, warmBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE); err == nil {
-		_ = unix.Munmap(mem)
-	}
+	touch(warmBytes)
 	return filepath.Join(b.work, fmt.Sprintf("%s-%d", name, b.made))
 }
 
-// warmBytes is more than an unpacking takes: the tree, its spool and what is read of the image.
-const warmBytes = 1 << 30
+// warmBytes is more than an unpacking takes: the tree, its spool and what is read of the image. Before each comparison all that
+// is free is touched but for leftFree, since the kernel need not give out what was touched last.
+const warmBytes, leftFree = 1 << 30, 1 << 30
+
+// touch takes so many bytes of memory, writes to them and gives them back.
+func touch(n int64) {
+	if n <= 0 {
+		return
+	}
+	if mem, err := unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE); err == nil {
+		_ = unix.Munmap(mem)
+	}
+}
+
+// free is the memory in bytes that is not used for anything.
+func free() int64 {
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return 0
+	}
+	return int64(si.Freeram) * int64(si.Unit)
+}
 
 func ms(start time.Time) float64 { return float64(time.Since(start).Microseconds()) / 1000 }
 
