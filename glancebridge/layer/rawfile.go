@@ -43,12 +43,15 @@ func rawWrite(fd int, b []byte, off int64) error {
 
 func rawClose(fd int) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
-// futimens sets the times of an open file, also one opened with O_PATH.
+// futimens sets the times of an open file or directory. Without a path utimensat(2) acts on the descriptor itself.
 func futimens(fd int, ts *[2]unix.Timespec) error {
-	// utimensat with a null path acts on the descriptor itself; O_PATH descriptors need AT_EMPTY_PATH (5.8).
-	empty := [1]byte{}
-	_, _, e := unix.RawSyscall6(unix.SYS_UTIMENSAT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])),
-		uintptr(unsafe.Pointer(ts)), unix.AT_EMPTY_PATH, 0, 0)
+	_, _, e := unix.RawSyscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(ts)), 0, 0, 0)
+	if e == unix.EBADF {
+		// One that was opened with O_PATH needs a path, the empty one (AT_EMPTY_PATH, Linux 5.8), which is a walk all the same.
+		empty := [1]byte{}
+		_, _, e = unix.RawSyscall6(unix.SYS_UTIMENSAT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])),
+			uintptr(unsafe.Pointer(ts)), unix.AT_EMPTY_PATH, 0, 0)
+	}
 	if e != 0 {
 		return e
 	}

@@ -173,10 +173,6 @@ func openrc(path string) (map[string]string, error) {
 // asked all the while they made a delete longer by some 45 ms.
 const between, seldom = 50 * time.Millisecond, 5 * time.Second
 
-// settle is the time between a boot and the delete: what Neutron's agents still have to do for the one, to start a metadata
-// proxy above all, is no part of the other.
-const settle = 2 * time.Second
-
 // boot asks for a server on a host and waits until it is ACTIVE.
 func (b *bench) boot(host string, net bool) (uuid string, postToActive time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
@@ -391,7 +387,6 @@ func (b *bench) round(s series) error {
 					return err
 				}
 			}
-			time.Sleep(settle)
 			start = time.Now()
 			if err := b.remove(uuid); err != nil {
 				return err
