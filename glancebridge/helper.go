@@ -72,8 +72,8 @@ func HelperMain(args []string) int {
 	}
 	// The bulk of the memory is buffers of a fixed size, and little is made beside them: to collect at every few megabytes, as
 	// the default would have it, costs more than to wait, and a run is over soon. The limit bounds what is held back.
-	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(48 << 20)
+	debug.SetGCPercent(200)
+	debug.SetMemoryLimit(44 << 20)
 	report := os.NewFile(fdReport, "report")
 	if args[0] != "userns" {
 		go endWithParent()

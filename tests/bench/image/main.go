@@ -227,7 +227,7 @@ func (b *bench) fresh(name string) string {
 
 // warmBytes is more than an unpacking takes: the tree, its spool and what is read of the image. Before each comparison all that
 // is free is touched but for leftFree, since the kernel need not give out what was touched last.
-const warmBytes, leftFree = 1 << 30, 1 << 30
+const warmBytes, leftFree = 1 << 30, 256 << 20
 
 // touch takes so many bytes of memory, writes to them and gives them back.
 func touch(n int64) {
