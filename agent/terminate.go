@@ -154,7 +154,7 @@ type bindingWatcher interface {
 // Neutron. It returns when Neutron has answered, or, where that can be seen before, when all of the ports have been taken
 // from this host by it: it does so when what its database has of them has gone, and what it does then is nobody's concern
 // who waits for the delete. freed waits for the answer, has it noted whether ports are left, and tells whether there may
-// be some that the agent did not know of; it may be called repeatedly, by one goroutine.
+// be some that the agent did not know of; it may be called repeatedly.
 func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc novalet.RequestContext, inst *novalet.Instance, info novalet.NetworkInfo, left *pending) (freed func() (unsure bool)) {
 	portsCtx, cancel := context.WithTimeout(ctx, freePortsTime)
 	free := func(ctx context.Context) (bool, error) { return false, a.network.Deallocate(ctx, rc, inst, left.Info) }
@@ -191,11 +191,12 @@ func (a *Agent) dropInterfaces(ctx context.Context, in *instance, t *timing, rc 
 	case <-answered:
 	case <-unbound:
 	}
-	return func() bool {
+	// Once, since ports that are looked for later may be left too.
+	return sync.OnceValue(func() bool {
 		<-answered
 		left.Ports = err != nil
 		return unsure
-	}
+	})
 }
 
 // unbound gives a channel that is closed when Neutron's side has let go of all the interfaces, nil where that is not seen.

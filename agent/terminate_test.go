@@ -128,3 +128,26 @@ func TestDeleteUnboundThenKilled(t *testing.T) {
 		l.checkNothingLeft(uuid)
 	})
 }
+
+// Ports that are looked for once the row has gone, and are not found out about, are left for later.
+func TestDeleteUnsure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		uuid := l.boot()
+		synctest.Wait()
+		l.h.Faults.Hook(func(_ context.Context, name string, p fake.Phase) {
+			if name == "Conductor.DestroyInstance" && p == fake.After {
+				l.h.Faults.Fail("NetworkAPI.Deallocate", novalet.ErrTryAgain, 1)
+			}
+		})
+		l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+		synctest.Wait()
+		in, err := l.agent.lookup(uuid)
+		if err != nil {
+			t.Fatal("the ports that may be left were forgotten")
+		}
+		in.retryUndo()
+		synctest.Wait()
+		l.checkNothingLeft(uuid)
+	})
+}
