@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -245,6 +246,18 @@ func (l *lab) awaitGone(uuid string) {
 		_, err := l.agent.lookup(uuid)
 		return r != nil && r.Deleted && err != nil
 	})
+}
+
+// undoLeft has the agent try again, in a bubble, what a delete has left, and asserts that nothing is left then.
+func (l *lab) undoLeft(uuid string) {
+	l.t.Helper()
+	in, err := l.agent.lookup(uuid)
+	if err != nil {
+		l.t.Fatal("the ports that are left were forgotten")
+	}
+	in.retryUndo()
+	synctest.Wait()
+	l.checkNothingLeft(uuid)
 }
 
 // checkNothingLeft asserts that host and cloud hold nothing of the instance.

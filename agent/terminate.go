@@ -99,19 +99,19 @@ func (a *Agent) terminate(ctx context.Context, in *instance, op *novalet.Operati
 	if err == nil {
 		wg.Go(func() { left.Allocation = a.dropAllocation(ctx, in) != nil })
 		wg.Go(func() { a.dropBeside(ctx, in, op.Context, console) })
-		if freed() {
-			wg.Go(func() {
-				lookCtx, cancel := context.WithTimeout(ctx, freePortsTime)
-				defer cancel()
-				if err := a.network.Deallocate(lookCtx, op.Context, inst, left.Info); err != nil {
-					in.log.Warn("ports are not looked for yet", "err", err)
-					left.Ports = true
-				}
-			})
-		}
+		wg.Go(func() {
+			if !freed() {
+				return
+			}
+			lookCtx, cancel := context.WithTimeout(ctx, freePortsTime)
+			defer cancel()
+			if err := a.network.Deallocate(lookCtx, op.Context, inst, left.Info); err != nil {
+				in.log.Warn("ports are not looked for yet", "err", err)
+				left.Ports = true
+			}
+		})
 		err = a.saveDeleted(ctx, in, op.Context)
 	}
-	freed()
 	wg.Wait()
 	beside.Wait()
 	if errors.Is(context.Cause(ctx), errShutdown) {

@@ -27,9 +27,12 @@ func (w *watcher) AwaitUnbound(ctx context.Context, _ string, _ *novalet.VIF) er
 
 // unboundLab boots an instance on a host that sees when Neutron's side lets go of a port, and deletes it while Neutron does not
 // answer: the instance is as far as it comes without either.
-func unboundLab(t *testing.T) (l *lab, uuid string, answer func()) {
+func unboundLab(t *testing.T, prepare ...func(*lab)) (l *lab, uuid string, answer func()) {
 	l = newLab(t, func(l *lab) { l.unbound = make(chan struct{}) })
 	uuid = l.boot()
+	for _, p := range prepare {
+		p(l)
+	}
 	answer = l.h.Faults.Block("NetworkAPI.Deallocate")
 	l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
 	time.Sleep(time.Second)
@@ -46,8 +49,8 @@ func TestDeleteUnbound(t *testing.T) {
 		l, uuid, answer := unboundLab(t)
 		close(l.unbound)
 		synctest.Wait()
-		if !l.world.Row(uuid).Deleted {
-			t.Error("the row waits for Neutron's answer")
+		if r := l.world.Row(uuid); !r.Deleted || r.VMState != novalet.VMDeleted {
+			t.Errorf("the row waits for Neutron's answer: deleted %v, %s", r.Deleted, r.VMState)
 		}
 		if _, err := l.agent.lookup(uuid); err != nil {
 			t.Error("the delete ended without Neutron's answer")
@@ -58,34 +61,24 @@ func TestDeleteUnbound(t *testing.T) {
 	})
 }
 
-// Neutron's answer counts also where nothing is seen.
+// Neutron's answer counts also where nothing is seen, and alone where an interface goes because it could not be cut.
 func TestDeleteNotSeenUnbound(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l, uuid, answer := unboundLab(t)
-		answer()
-		l.awaitGone(uuid)
-		l.checkNothingLeft(uuid)
-	})
-}
-
-// An interface that goes because it could not be cut says nothing of Neutron.
-func TestDeleteNotCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, func(l *lab) { l.unbound = make(chan struct{}) })
-		uuid := l.boot()
-		l.h.Faults.Fail("VIFPlugger.Cut", novalet.ErrTryAgain, -1)
-		answer := l.h.Faults.Block("NetworkAPI.Deallocate")
-		close(l.unbound)
-		l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
-		time.Sleep(time.Second)
-		synctest.Wait()
-		if l.world.Row(uuid).Deleted {
-			t.Error("the row does not wait for Neutron's answer")
-		}
-		answer()
-		l.awaitGone(uuid)
-		l.checkNothingLeft(uuid)
-	})
+	for name, prepare := range map[string]func(*lab){
+		"not seen": func(*lab) {},
+		"not cut": func(l *lab) {
+			l.h.Faults.Fail("VIFPlugger.Cut", novalet.ErrTryAgain, -1)
+			close(l.unbound)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, uuid, answer := unboundLab(t, prepare)
+				answer()
+				l.awaitGone(uuid)
+				l.checkNothingLeft(uuid)
+			})
+		})
+	}
 }
 
 // What Neutron says to the contrary after the row has gone is heard: the ports are tried again.
@@ -107,9 +100,7 @@ func TestDeleteUnboundButRefused(t *testing.T) {
 			t.Errorf("left %+v of the delete, row deleted: %v", left, l.world.Row(uuid).Deleted)
 		}
 		l.h.Faults.Clear("NetworkAPI.Deallocate")
-		in.retryUndo()
-		synctest.Wait()
-		l.checkNothingLeft(uuid)
+		l.undoLeft(uuid)
 	})
 }
 
@@ -142,12 +133,6 @@ func TestDeleteUnsure(t *testing.T) {
 		})
 		l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
 		synctest.Wait()
-		in, err := l.agent.lookup(uuid)
-		if err != nil {
-			t.Fatal("the ports that may be left were forgotten")
-		}
-		in.retryUndo()
-		synctest.Wait()
-		l.checkNothingLeft(uuid)
+		l.undoLeft(uuid)
 	})
 }

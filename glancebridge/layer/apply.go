@@ -145,7 +145,7 @@ type applier struct {
 	out        Applied
 	dirs       *dirCache
 	dirTimes   []dirTime
-	timeOf     map[uint64]int // the last of dirTimes that is of a directory, by its inode
+	timeOf     map[uint64]int // which of dirTimes a directory gets when it is closed, by its inode
 	pending    []Link         // hard links whose target has not been met
 	opaqueSeen map[string]bool
 	made       map[string]struct{} // directories by the name they were made under
@@ -390,8 +390,11 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 			}
 			err = unix.Mkdirat(parent.fd, base, mode)
 		} else {
-			// Nobody may still have to set the time that it was to have.
-			err, again, made = a.w.wait(), true, false
+			err, again, made = nil, true, false
+			if _, ok := a.timeOf[st.Ino]; ok {
+				// Nobody may still have to set the time that it was to have.
+				err = a.w.wait()
+			}
 		}
 	}
 	if err != nil {
@@ -416,8 +419,11 @@ func (a *applier) directory(parent *dirFD, name, base string, e *Entry) error {
 	}
 	a.made[name] = struct{}{}
 	d, err := a.dirs.add(name, fd)
-	if err == nil {
+	// A deletion in merged layers goes by no directory of the cache.
+	if err == nil && a.flags&FlagMerge == 0 && t.setgid == 0 && t.acl == "" {
 		a.timeOf[d.ino] = len(a.dirTimes) - 1
+	} else if err == nil {
+		delete(a.timeOf, d.ino) // of another one that had its inode, or of its description before
 	}
 	return err
 }

@@ -157,15 +157,13 @@ func (c *dirCache) add(name string, fd int) (*dirFD, error) {
 // release gives up a directory. It gets its time when the last file in it is written: most directories are not met again,
 // and to open each once more when the layer is whole would be a walk for every one. Who opens it anew sets the time anew.
 func (c *dirCache) release(d *dirFD) {
-	a := c.a
-	// A deletion in merged layers goes by no directory of the cache.
-	if i, ok := a.timeOf[d.ino]; ok && a.flags&FlagMerge == 0 {
-		if t := &a.dirTimes[i]; t.setgid == 0 && t.acl == "" {
-			t.set, d.time = true, &[2]unix.Timespec{t.ts[0], t.ts[1]}
-		}
+	if i, ok := c.a.timeOf[d.ino]; ok {
+		t := &c.a.dirTimes[i]
+		ts := t.ts
+		t.set, d.time = true, &ts
 	}
 	if err := d.unref(); err != nil {
-		a.w.fail(err)
+		c.a.w.fail(err)
 	}
 }
 

@@ -1,53 +1,45 @@
 package layer
 
-import (
-	"hash"
-	"sync"
-)
+import "hash"
 
 // behind hashes memory on a goroutine of its own, in the order in which it is given, so that who reads on need not wait for
 // it. Its methods are called by one goroutine.
 type behind struct {
-	in   chan []byte
-	end  chan struct{}
-	put  int64 // bytes
-	mu   sync.Mutex
-	cond sync.Cond
-	done int64 // bytes
+	in  chan behindJob
+	end chan struct{}
+}
+
+// behindJob is memory to hash, or a mark to close once everything before it is hashed.
+type behindJob struct {
+	p    []byte
+	mark chan struct{}
 }
 
 // hashBehind starts it; it has to be stopped.
 func hashBehind(h hash.Hash) *behind {
-	// What is given is bounded by the memory it lies in.
-	b := &behind{in: make(chan []byte, SharedBytes/hashPiece), end: make(chan struct{})}
-	b.cond.L = &b.mu
+	// Room for all of the shared memory and a mark for each block: what is given lies there.
+	b := &behind{in: make(chan behindJob, sharedBlocks*(SharedBlock/hashPiece+1)), end: make(chan struct{})}
 	go func() {
 		defer close(b.end)
-		for p := range b.in {
-			h.Write(p)
-			b.mu.Lock()
-			b.done += int64(len(p))
-			b.cond.Signal()
-			b.mu.Unlock()
+		for j := range b.in {
+			if j.mark != nil {
+				close(j.mark)
+				continue
+			}
+			h.Write(j.p)
 		}
 	}()
 	return b
 }
 
-// hash takes p, which must not change until await says so, and returns how much was taken by then.
-func (b *behind) hash(p []byte) int64 {
-	b.put += int64(len(p))
-	b.in <- p
-	return b.put
-}
+// hash takes p, which must not change before a mark that is made later is closed.
+func (b *behind) hash(p []byte) { b.in <- behindJob{p: p} }
 
-// await returns when the first n bytes are hashed.
-func (b *behind) await(n int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for b.done < n {
-		b.cond.Wait()
-	}
+// mark gives a channel that is closed when everything that was given is hashed.
+func (b *behind) mark() <-chan struct{} {
+	m := make(chan struct{})
+	b.in <- behindJob{mark: m}
+	return m
 }
 
 // stop returns when everything is hashed.

@@ -23,8 +23,8 @@ type hashReader struct {
 
 	behind *behind // nil unless enc is set
 	hashed int     // bytes of block that were given to it
-	full   *block  // the one before, and how much is hashed when it may be altered
-	fullAt int64
+	full   *block  // the one before, which may be altered once summed is closed
+	summed <-chan struct{}
 
 	given int64 // bytes handed on
 }
@@ -100,13 +100,11 @@ func (h *hashReader) more() error {
 }
 
 // hashRest gives what was read into the block to the goroutine that hashes.
-func (h *hashReader) hashRest() int64 {
-	p := h.block.data[h.hashed:h.used]
-	h.hashed = h.used
-	if len(p) == 0 {
-		return h.behind.put
+func (h *hashReader) hashRest() {
+	if p := h.block.data[h.hashed:h.used]; len(p) > 0 {
+		h.behind.hash(p)
 	}
-	return h.behind.hash(p)
+	h.hashed = h.used
 }
 
 // read reads at least one byte, or says why there is none.
@@ -148,19 +146,16 @@ func (h *hashReader) close() error {
 	if h.block == nil {
 		return nil
 	}
-	full, at := h.full, h.fullAt
-	h.full, h.fullAt = h.block, h.hashRest()
+	h.hashRest()
+	full, summed := h.full, h.summed
+	h.full, h.summed = h.block, h.behind.mark()
 	h.block, h.have, h.hashed = nil, nil, 0
-	return h.lend(full, at)
-}
-
-// lend lends a block for good when so many bytes are hashed. In either case the applier hears of what was sent so far.
-func (h *hashReader) lend(b *block, hashed int64) error {
-	if b == nil {
+	if full == nil {
+		// The applier is to hear of what was sent so far all the same.
 		return h.enc.w.Flush()
 	}
-	h.behind.await(hashed)
-	return h.enc.done(b)
+	<-summed
+	return h.enc.done(full)
 }
 
 // finish gives up all blocks.
@@ -170,7 +165,8 @@ func (h *hashReader) finish() error {
 	}
 	b := h.full
 	h.full = nil
-	return h.lend(b, h.fullAt)
+	<-h.summed
+	return h.enc.done(b)
 }
 
 func (h *hashReader) sum() []byte { return h.h.Sum(nil) }
