@@ -96,8 +96,8 @@ bench-boot: build ## boots against stock nova-compute on the cloud that is up (R
 bench-engine: need-go ## containers against Debian's crun and runc (needs the packages crun, runc)
 	@$(GO) run ./tests/bench/engine $(if $(ROUNDS),-rounds $(ROUNDS))
 
-bench-image: need-go ## first and next use of an image against tar and umoci (needs umoci, skopeo, zstd, qemu-utils)
-	@$(GO) run ./tests/bench/image $(if $(ROUNDS),-rounds $(ROUNDS))
+bench-image: need-go ## first and next use of an image against tar and umoci (needs mmdebstrap, umoci, skopeo, zstd, qemu-utils, 30 GB in /var/tmp) (ROUNDS=, TREE=)
+	@$(GO) run ./tests/bench/image $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(TREE),-tree $(TREE))
 
 bench-load: need-go ## 10,000 operations through one agent between fakes: is it as small and quick as at first? (OPS=)
 	@$(GO) run ./tests/bench/load $(if $(OPS),-ops $(OPS))

@@ -32,11 +32,11 @@ func main() {
 		os.Exit(glancebridge.HelperMain(os.Args[2:]))
 	}
 	rounds := flag.Int("rounds", 7, "rounds of each comparison")
-	mib := flag.Int64("mib", 200, "MiB of the tree, taken from this machine's own files")
+	tree := flag.String("tree", "", "a root file system to take instead of a Debian that mmdebstrap makes")
 	dir := flag.String("dir", "/var/tmp", "file system to unpack to")
 	out := flag.String("out", ".", "directory in which build/bench is")
 	flag.Parse()
-	if err := run(*rounds, *mib, *dir, *out); err != nil {
+	if err := run(*rounds, *tree, *dir, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench image:", err)
 		os.Exit(1)
 	}
@@ -44,29 +44,34 @@ func main() {
 
 type bench struct {
 	work, tree, images string
+	last               string // what was unpacked before
 	rounds, made       int
 	r                  *report.Report
 	peak               int64 // bytes of a helper
 }
 
-func run(rounds int, mib int64, dir, out string) (err error) {
+func run(rounds int, tree, dir, out string) (err error) {
 	work, err := os.MkdirTemp(dir, "novalet-image-bench-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	b := &bench{work: work, tree: filepath.Join(work, "tree"), images: filepath.Join(work, "images"), rounds: rounds,
-		r: report.New("image", rounds)}
-	b.r.Options["mib"] = strconv.FormatInt(mib, 10)
+	b := &bench{work: work, tree: tree, images: filepath.Join(work, "images"), rounds: rounds, r: report.New("image", rounds)}
 	if err := os.Mkdir(b.images, 0o700); err != nil {
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "making the tree and its images")
-	if err := makeTree(b.tree, mib<<20); err != nil {
-		return err
+	if tree == "" {
+		b.tree = filepath.Join(work, "tree")
+		if err := debian(b.tree); err != nil {
+			return err
+		}
 	}
 	tar := filepath.Join(work, "root.tar")
 	if err := command("tar", "-C", b.tree, "--numeric-owner", "-cf", tar, "."); err != nil {
+		return err
+	}
+	if err := b.describe(tar); err != nil {
 		return err
 	}
 	for _, step := range []struct {
@@ -92,61 +97,6 @@ func run(rounds int, mib int64, dir, out string) (err error) {
 	}
 	if len(b.r.Missing) > 0 {
 		return errors.New("some rows are missing")
-	}
-	return nil
-}
-
-// makeTree hard-links nothing and copies files of this machine until there are enough of them.
-func makeTree(dir string, want int64) error {
-	for _, d := range []string{"etc", "sbin"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return err
-		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, "sbin/init"), []byte("#!/bin/sh\n"), 0o755); err != nil {
-		return err
-	}
-	errEnough := errors.New("enough")
-	var have int64
-	for _, src := range []string{"/usr/share/doc", "/usr/share", "/usr/sbin", "/usr/bin", "/usr/lib"} {
-		err := filepath.WalkDir(src, func(p string, d os.DirEntry, err error) error {
-			if err != nil {
-				return nil // a file that goes away meanwhile
-			}
-			if have >= want {
-				return errEnough
-			}
-			to := filepath.Join(dir, p)
-			switch {
-			case d.IsDir():
-				return os.MkdirAll(to, 0o755)
-			case d.Type()&os.ModeSymlink != 0:
-				if l, err := os.Readlink(p); err == nil {
-					_ = os.Symlink(l, to)
-				}
-			case d.Type().IsRegular():
-				fi, err := d.Info()
-				if err != nil || fi.Size() > 8<<20 {
-					return nil
-				}
-				if _, err := os.Lstat(to); err == nil {
-					return nil
-				}
-				data, err := os.ReadFile(p)
-				if err != nil {
-					return nil
-				}
-				have += fi.Size()
-				return os.WriteFile(to, data, fi.Mode().Perm())
-			}
-			return nil
-		})
-		if errors.Is(err, errEnough) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("copy tree: %w", err)
-		}
 	}
 	return nil
 }
@@ -216,13 +166,17 @@ func (b *bench) ours(id string) (first, next float64, err error) {
 // an ext4 without a journal passes over every inode that was freed in the last minute when it looks for a free one, so that
 // who comes after the removal of a tree would pay for it.
 //
-// The memory that either is about to take is touched before: a virtual machine may have never had what is free, or given it
+// What was unpacked before is out of the cache then, or the machine's memory would be full of it after some rounds. The memory that either is about to take is touched before: a virtual machine may have never had what is free, or given it
 // back, and to get it costs more than to write a file into it.
 func (b *bench) fresh(name string) string {
 	b.made++
 	unix.Sync()
+	if b.last != "" {
+		forget(b.last)
+	}
 	touch(warmBytes)
-	return filepath.Join(b.work, fmt.Sprintf("%s-%d", name, b.made))
+	b.last = filepath.Join(b.work, fmt.Sprintf("%s-%d", name, b.made))
+	return b.last
 }
 
 // warmBytes is more than an unpacking takes: the tree, its spool and what is read of the image. Before each comparison all that
@@ -323,6 +277,11 @@ func (b *bench) roots(tar string) error {
 		if err := shell(z.line, tar, tar+z.suffix); err != nil {
 			return err
 		}
+		st, err := os.Stat(tar + z.suffix)
+		if err != nil {
+			return err
+		}
+		b.r.Options[z.id+"_bytes"] = strconv.FormatInt(st.Size(), 10)
 		if err := b.add(z.id, tar+z.suffix, "raw"); err != nil {
 			return err
 		}
