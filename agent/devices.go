@@ -110,7 +110,7 @@ func (a *Agent) dropClaim(in *instance, portID string) {
 		dropped = len(left) < len(r.PCI)
 		r.PCI = left
 		return dropped
-	})
+	}, nil)
 	if err != nil && a.ctx.Err() == nil {
 		in.log.Error("record is behind", "err", err)
 	}

@@ -82,11 +82,12 @@ func newInstance(a *Agent, r record) *instance {
 
 // update changes the record in memory and on disk. The change is kept in memory when the disk fails.
 func (in *instance) update(f func(*record)) error {
-	return in.updateIf(func(r *record) bool { f(r); return true })
+	return in.updateIf(func(r *record) bool { f(r); return true }, nil)
 }
 
-// updateIf is update with a say in whether anything is to be written.
-func (in *instance) updateIf(f func(*record) bool) error {
+// updateIf is update with a say in whether anything is to be written. beside, unless it is nil, is called when the change is made
+// and still to be written; it must not block.
+func (in *instance) updateIf(f func(*record) bool, beside func()) error {
 	in.writeMu.Lock()
 	defer in.writeMu.Unlock()
 	in.mu.Lock()
@@ -96,6 +97,9 @@ func (in *instance) updateIf(f func(*record) bool) error {
 	}
 	r := in.rec
 	in.mu.Unlock()
+	if beside != nil {
+		beside()
+	}
 	// What the copy points to is replaced by others, never changed.
 	if err := in.a.store.write(&r); err != nil {
 		return fmt.Errorf("write record: %w", err)
@@ -243,8 +247,24 @@ func (a *Agent) all() []*instance {
 }
 
 // submit journals the operation and sees to it that it runs. False means that the entry is stale.
+//
+// A delete starts beside its journal entry, and whether or not that can be written: what a user does against a full disk is to
+// delete servers. It is accepted, as all others, only with the entry on disk: until then its message comes again, and a
+// second delete of what has gone does no harm.
 func (in *instance) submit(op *novalet.Operation) (bool, error) {
 	gone, dup := false, false
+	run := func() {
+		in.mu.Lock()
+		if op.Method == novalet.MethodTerminate && in.stop != nil && in.cur.Method != novalet.MethodTerminate {
+			in.stop(errDeleted)
+		}
+		in.mu.Unlock()
+		in.kick()
+	}
+	var beside func()
+	if op.Method == novalet.MethodTerminate {
+		beside = run
+	}
 	err := in.updateIf(func(r *record) bool {
 		switch {
 		case in.gone:
@@ -254,7 +274,7 @@ func (in *instance) submit(op *novalet.Operation) (bool, error) {
 			dup = true
 			return false
 		}
-		r.Seen = append(slices.Clone(r.Seen[max(0, len(r.Seen)+1-seenPerInstance):]), op.ID)
+		r.see(op.ID)
 		if op.Method == novalet.MethodTerminate {
 			// A delete wins over everything: what waits will never run, what runs is told below.
 			keep := 0
@@ -266,29 +286,35 @@ func (in *instance) submit(op *novalet.Operation) (bool, error) {
 			r.Ops = append(slices.Clone(r.Ops), *op)
 		}
 		return true
-	})
+	}, beside)
 	if gone || dup {
 		if dup {
 			in.log.Info("duplicate operation dropped", "method", op.Method, "id", op.ID)
+			in.a.dropIfIdle(in) // what could not be written before
 		}
 		return !gone, nil
 	}
 	if err != nil {
 		// Not durable, so not accepted: the message is delivered again.
+		this := func(o novalet.Operation) bool { return o.ID == op.ID }
 		in.mu.Lock()
-		in.rec.Ops = slices.DeleteFunc(slices.Clone(in.rec.Ops), func(o novalet.Operation) bool { return o.ID == op.ID })
-		in.rec.Seen = slices.DeleteFunc(slices.Clone(in.rec.Seen), func(id string) bool { return id == op.ID })
+		if slices.ContainsFunc(in.rec.Ops, this) { // else it is done
+			in.rec.Seen = slices.DeleteFunc(slices.Clone(in.rec.Seen), func(id string) bool { return id == op.ID })
+		}
+		if beside == nil {
+			in.rec.Ops = slices.DeleteFunc(slices.Clone(in.rec.Ops), this)
+		}
 		in.mu.Unlock()
 		in.a.dropIfIdle(in)
 		return true, fmt.Errorf("submit %s: %w", op.Method, err)
 	}
-	in.mu.Lock()
-	if op.Method == novalet.MethodTerminate && in.stop != nil && in.cur.Method != novalet.MethodTerminate {
-		in.stop(errDeleted)
-	}
-	in.mu.Unlock()
-	in.kick()
+	run()
 	return true, nil
+}
+
+// see remembers the id of an operation.
+func (r *record) see(id string) {
+	r.Seen = append(slices.Clone(r.Seen[max(0, len(r.Seen)+1-seenPerInstance):]), id)
 }
 
 // post runs f on the instance's goroutine, after what waits there. It is not journaled.
@@ -387,10 +413,13 @@ func (in *instance) portsToFree(info novalet.NetworkInfo) novalet.NetworkInfo {
 	return out
 }
 
-// finish takes an operation out of the journal.
+// finish takes an operation out of the journal. One that ran without an entry there has been seen from now on.
 func (in *instance) finish(op *novalet.Operation) {
 	in.note(func(r *record) {
 		in.replayed = false
+		if !slices.Contains(r.Seen, op.ID) {
+			r.see(op.ID)
+		}
 		r.Ops = slices.DeleteFunc(slices.Clone(r.Ops), func(o novalet.Operation) bool { return o.ID == op.ID })
 	})
 }

@@ -136,3 +136,43 @@ func TestDeleteUnsure(t *testing.T) {
 		l.undoLeft(uuid)
 	})
 }
+
+// A delete goes on where nothing can be written, as on a full disk that it is to make room on. Its message is not accepted, and
+// comes again: while the delete is under way, or after it, when it is not carried out a second time.
+func TestDeleteOnFullDisk(t *testing.T) {
+	for name, under := range map[string]bool{"again while under way": true, "again afterwards": false} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			uuid := l.boot()
+			l.agent.store.frozen.Store(true)
+			answer := func() {}
+			if under {
+				answer = l.h.Faults.Block("NetworkAPI.Deallocate")
+			}
+			defer answer()
+			op := l.message(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+			if err := l.agent.Submit(context.Background(), op); err == nil {
+				t.Fatal("accepted without a record")
+			}
+			if under {
+				eventually(t, "the delete has come to the ports", func() bool { return l.h.Faults.Calls("NetworkAPI.Deallocate") > 0 })
+				if err := l.agent.Submit(context.Background(), op); err == nil {
+					t.Error("accepted since it came before")
+				}
+			} else {
+				eventually(t, "the row goes", func() bool { return l.world.Row(uuid).Deleted && l.idle(uuid) })
+				if err := l.agent.Submit(context.Background(), op); err != nil {
+					t.Errorf("what is done is not accepted: %v", err)
+				}
+			}
+			l.agent.store.frozen.Store(false)
+			l.submit(op)
+			answer()
+			l.awaitGone(uuid)
+			l.checkNothingLeft(uuid)
+			if n := l.h.Faults.Calls("Conductor.DestroyInstance"); n != 1 {
+				t.Errorf("deleted %d times", n)
+			}
+		})
+	}
+}

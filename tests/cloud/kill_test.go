@@ -2,12 +2,17 @@ package cloud_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+	"golang.org/x/sys/unix"
 )
 
 func jsonField(t testing.TB, text, id string) int {
@@ -107,4 +112,38 @@ func TestKillDeleting(t *testing.T) {
 		kill9(t, nil)
 		remove(t, u, s.ID)
 	}
+}
+
+// TestDeleteOnFullDisk: a server can be deleted although the agent cannot write anything down any more.
+func TestDeleteOnFullDisk(t *testing.T) {
+	u := as(t, "demo")
+	image := appImage.id(t, u)
+	before := snapshot(t)
+	t.Cleanup(func() { unchanged(t, before) })
+	records := filepath.Join(os.Getenv("NOVALET_CLOUD"), "novalet", "records")
+	kill9(t, func() {
+		kept := t.TempDir()
+		must(t, os.CopyFS(kept, os.DirFS(records)))
+		must(t, unix.Mount("none", records, "tmpfs", 0, "size=1m,mode=700"))
+		must(t, os.CopyFS(records, os.DirFS(kept)))
+	})
+	t.Cleanup(func() { kill9(t, func() { must(t, unix.Unmount(records, 0)) }) })
+	s := boot(t, u, bootOpts{image: image})
+	fill := filepath.Join(records, "fill")
+	if err := os.WriteFile(fill, make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("a file of 2 MiB on 1 MiB: %v", err)
+	}
+	remove(t, u, s.ID)
+	log, err := os.ReadFile(filepath.Join(os.Getenv("NOVALET_CLOUD"), "log", "novalet.log"))
+	must(t, err)
+	if !regexp.MustCompile(`instance ` + s.ID + `: .*no space left on device`).Match(log) {
+		t.Error("the delete was written down: the disk was not full")
+	}
+	must(t, os.Remove(fill))
+	eventually(t, long, "the record goes", func() error {
+		if left, err := filepath.Glob(filepath.Join(records, "instances", "*"+s.ID+"*")); err != nil || len(left) > 0 {
+			return fmt.Errorf("left: %v (%v)", left, err)
+		}
+		return nil
+	})
 }
