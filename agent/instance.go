@@ -253,17 +253,16 @@ func (a *Agent) all() []*instance {
 // second delete of what has gone does no harm.
 func (in *instance) submit(op *novalet.Operation) (bool, error) {
 	gone, dup := false, false
-	run := func() {
-		in.mu.Lock()
-		if op.Method == novalet.MethodTerminate && in.stop != nil && in.cur.Method != novalet.MethodTerminate {
-			in.stop(errDeleted)
-		}
-		in.mu.Unlock()
-		in.kick()
-	}
 	var beside func()
 	if op.Method == novalet.MethodTerminate {
-		beside = run
+		beside = func() {
+			in.mu.Lock()
+			if in.stop != nil && in.cur.Method != novalet.MethodTerminate {
+				in.stop(errDeleted)
+			}
+			in.mu.Unlock()
+			in.kick()
+		}
 	}
 	err := in.updateIf(func(r *record) bool {
 		switch {
@@ -276,7 +275,7 @@ func (in *instance) submit(op *novalet.Operation) (bool, error) {
 		}
 		r.see(op.ID)
 		if op.Method == novalet.MethodTerminate {
-			// A delete wins over everything: what waits will never run, what runs is told below.
+			// A delete wins over everything: what waits will never run, what runs is told beside.
 			keep := 0
 			if in.cur != nil {
 				keep = 1
@@ -308,7 +307,9 @@ func (in *instance) submit(op *novalet.Operation) (bool, error) {
 		in.a.dropIfIdle(in)
 		return true, fmt.Errorf("submit %s: %w", op.Method, err)
 	}
-	run()
+	if beside == nil {
+		in.kick()
+	}
 	return true, nil
 }
 
