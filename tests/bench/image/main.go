@@ -166,8 +166,9 @@ func (b *bench) ours(id string) (first, next float64, err error) {
 // an ext4 without a journal passes over every inode that was freed in the last minute when it looks for a free one, so that
 // who comes after the removal of a tree would pay for it.
 //
-// What was unpacked before is out of the cache then, or the machine's memory would be full of it after some rounds. The memory that either is about to take is touched before: a virtual machine may have never had what is free, or given it
-// back, and to get it costs more than to write a file into it.
+// What was unpacked before leaves the cache, or that would fill the machine's memory after some rounds. The memory that either
+// is about to take is touched before: a virtual machine may have never had what is free, or given it back, and to get it costs
+// more than to write a file into it.
 func (b *bench) fresh(name string) string {
 	b.made++
 	unix.Sync()
