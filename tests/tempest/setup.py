@@ -146,6 +146,9 @@ def main(state, folder=None, work=None, made=None):
     # For the few tests that ask for addresses by name, which Neutron grants to the owner of a network only.
     conf['auth']['create_isolated_networks'] = 'true'
     del conf['compute']['fixed_network_name']
+    # The L3 agent takes seconds to move a floating IP from a server to another: who logs in before is let in by the old one, and
+    # expects its host key from then on. The wait follows each change of a server's state.
+    conf['compute']['ready_wait'] = '5'
     write(conf, work, 'isolated.conf')
 
 
