@@ -174,7 +174,8 @@ type HostResources struct {
 // operation that another message asked for.
 type Compute interface {
 	// Submit records the operation durably and returns; nil means that it will be carried out, also after a crash,
-	// exactly once by its ID. The message may be acked then. It does not wait for the operation.
+	// exactly once by its ID. The message may be acked then. It does not wait for the operation. An error means that it is
+	// not recorded and has to come again; a delete may have begun all the same, and is not begun again once it is done.
 	Submit(ctx context.Context, op *Operation) error
 	// ExternalEvents hands on what Neutron and Cinder report. It never waits for an instance's queue.
 	ExternalEvents(ctx context.Context, rc RequestContext, events []ExternalEvent)
