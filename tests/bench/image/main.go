@@ -71,7 +71,7 @@ func run(rounds int, tree, dir, out string) (err error) {
 	if err := command("tar", "-C", b.tree, "--numeric-owner", "-cf", tar, "."); err != nil {
 		return err
 	}
-	if err := b.describe(tar); err != nil {
+	if err := b.describe(); err != nil {
 		return err
 	}
 	for _, step := range []struct {

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"archive/tar"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -24,37 +21,29 @@ func debian(dir string) error {
 }
 
 // describe writes into the result what the tree is made of.
-func (b *bench) describe(file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	var files, dirs, others int
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			break
-		}
+func (b *bench) describe() error {
+	var bytes, files, dirs, others int64
+	err := filepath.WalkDir(b.tree, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return fmt.Errorf("read %s: %w", file, err)
+			return fmt.Errorf("look at the tree: %w", err)
 		}
-		switch h.Typeflag {
-		case tar.TypeReg:
-			files++
-		case tar.TypeDir:
+		switch {
+		case d.IsDir():
 			dirs++
+		case d.Type().IsRegular():
+			files++
+			if fi, err := d.Info(); err == nil {
+				bytes += fi.Size()
+			}
 		default:
 			others++
 		}
+		return nil
+	})
+	for name, n := range map[string]int64{"bytes": bytes, "files": files, "directories": dirs, "others": others} {
+		b.r.Options[name] = strconv.FormatInt(n, 10)
 	}
-	b.r.Options["tar_bytes"] = strconv.FormatInt(st.Size(), 10)
-	b.r.Options["files"], b.r.Options["directories"], b.r.Options["others"] = strconv.Itoa(files), strconv.Itoa(dirs), strconv.Itoa(others)
-	return nil
+	return err
 }
 
 // forget has the kernel give back the memory that caches the files below dir, which are on disk.
