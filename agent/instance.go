@@ -249,8 +249,8 @@ func (a *Agent) all() []*instance {
 // submit journals the operation and sees to it that it runs. False means that the entry is stale.
 //
 // A delete starts beside its journal entry, and whether or not that can be written: what a user does against a full disk is to
-// delete servers. It is accepted, as all others, only with the entry on disk: until then its message comes again, and a
-// second delete of what has gone does no harm.
+// delete servers. It is accepted, as all others, only with the entry on disk: until then its message comes again. What it has
+// done by then is not done again by this process, and does no harm if another one does it.
 func (in *instance) submit(op *novalet.Operation) (bool, error) {
 	gone, dup := false, false
 	var beside func()

@@ -172,9 +172,7 @@ func (b *bench) ours(id string) (first, next float64, err error) {
 func (b *bench) fresh(name string) string {
 	b.made++
 	unix.Sync()
-	if b.last != "" {
-		forget(b.last)
-	}
+	forget(b.last)
 	touch(warmBytes)
 	b.last = filepath.Join(b.work, fmt.Sprintf("%s-%d", name, b.made))
 	return b.last
