@@ -305,9 +305,13 @@ func TestDeleteIsFinished(t *testing.T) {
 				l := newLab(t)
 				uuid := l.boot()
 				dead := l.killAt(step, phase, 1)
-				l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+				op := l.message(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+				err := l.agent.Submit(context.Background(), op)
 				dead()
 				l.open()
+				if err != nil { // the kill came before the journal: the message was not acked, and comes again
+					l.submit(op)
+				}
 				l.awaitGone(uuid)
 				l.checkNothingLeft(uuid)
 				if l.world.Allocated(uuid) {

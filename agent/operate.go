@@ -15,7 +15,9 @@ import (
 type method struct {
 	// event is the name of its action event.
 	event string
-	run   func(a *Agent, ctx context.Context, in *instance, op *novalet.Operation) error
+	// eventAfter is how long an operation has to take until its event is written while it runs.
+	eventAfter time.Duration
+	run        func(a *Agent, ctx context.Context, in *instance, op *novalet.Operation) error
 	// vm lists the vm_states in which nova-api lets it through; nil is any but deleted.
 	vm []novalet.VMState
 	// task lists the task_states that nova-api sets before the cast; nil is any.
@@ -42,7 +44,7 @@ func init() {
 	)
 	methods = map[novalet.Method]*method{
 		novalet.MethodBuild:     {event: "compute__do_build_and_run_instance", run: (*Agent).build, own: true},
-		novalet.MethodTerminate: {event: "compute_terminate_instance", run: (*Agent).terminate, own: true},
+		novalet.MethodTerminate: {event: "compute_terminate_instance", eventAfter: eventAside, run: (*Agent).terminate, own: true},
 
 		novalet.MethodStop: {event: "compute_stop_instance", action: novalet.ActionPowerOff, run: (*Agent).stopInstance,
 			vm: vm{novalet.VMActive, novalet.VMError, novalet.VMStopped, novalet.VMShelved, novalet.VMPaused, novalet.VMSuspended, novalet.VMRescued}, task: task{novalet.TaskPoweringOff, novalet.TaskNone}},
@@ -127,7 +129,7 @@ func (a *Agent) execute(ctx context.Context, in *instance, op *novalet.Operation
 	began := time.Now()
 	log := in.log.With("request_id", op.Context.RequestID, "method", op.Method)
 	in.adopt(op)
-	ev := a.startEvent(in.log, op.Context, in.uuid, m.event)
+	ev := a.startEvent(in.log, op.Context, in.uuid, m)
 	in.mu.Lock()
 	replayed := in.replayed
 	in.mu.Unlock()
@@ -229,15 +231,24 @@ type actionEvent struct {
 	log        *slog.Logger
 	rc         novalet.RequestContext
 	uuid, name string
+	ended      chan struct{} // closed by finish
 	started    chan struct{}
 	ok         bool
 }
 
-// startEvent writes event_start without waiting for it. Its loss must not fail the operation.
-func (a *Agent) startEvent(log *slog.Logger, rc novalet.RequestContext, uuid, name string) *actionEvent {
-	e := &actionEvent{a: a, log: log, rc: rc, uuid: uuid, name: name, started: make(chan struct{})}
+// startEvent writes a method's event_start without waiting for it. Its loss must not fail the operation.
+func (a *Agent) startEvent(log *slog.Logger, rc novalet.RequestContext, uuid string, m *method) *actionEvent {
+	name := m.event
+	e := &actionEvent{a: a, log: log, rc: rc, uuid: uuid, name: name, ended: make(chan struct{}), started: make(chan struct{})}
 	run := func() {
 		defer close(e.started)
+		if m.eventAfter > 0 {
+			select {
+			case <-time.After(m.eventAfter):
+			case <-e.ended:
+			case <-a.ctx.Done():
+			}
+		}
 		err := a.insist(a.ctx, log, "start event", func(ctx context.Context) error {
 			return a.conductor.StartEvent(ctx, rc, uuid, name)
 		})
@@ -254,6 +265,7 @@ func (a *Agent) startEvent(log *slog.Logger, rc novalet.RequestContext, uuid, na
 
 // finish writes event_finish once event_start is through. It does not wait.
 func (e *actionEvent) finish(opErr error) {
+	close(e.ended)
 	e.a.goRun(func() {
 		<-e.started
 		if !e.ok {

@@ -233,7 +233,7 @@ func (a *Agent) ownStop(ctx context.Context, in *instance, rc novalet.RequestCon
 		in.log.Warn("action is not recorded", "err", err)
 	}
 	op := &novalet.Operation{ID: "own", Method: novalet.MethodStop, Context: rc, Instance: *in.view()}
-	ev := a.startEvent(in.log, rc, in.uuid, methods[op.Method].event)
+	ev := a.startEvent(in.log, rc, in.uuid, methods[op.Method])
 	a.tellStart(in, op, methods[op.Method])
 	if err = a.stopInstance(ctx, in, op); err != nil {
 		err = a.failed(ctx, in, op, methods[op.Method], err)

@@ -132,8 +132,67 @@ func TestDeleteUnsure(t *testing.T) {
 			}
 		})
 		l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+		time.Sleep(containerAside)
 		synctest.Wait()
 		l.undoLeft(uuid)
+	})
+}
+
+// Neutron is asked first. The rest of a delete begins later, where there are ports that Neutron takes its time for; it does not
+// wait for Neutron, and where there is none the whole delete is done at once.
+func TestDeleteAside(t *testing.T) {
+	begin := func(t *testing.T, change ...func(*novalet.Operation)) (l *lab, uuid string, events int) {
+		l = newLab(t)
+		uuid = l.boot(change...)
+		synctest.Wait()
+		events = l.h.Faults.Calls("Conductor.StartEvent")
+		return l, uuid, events
+	}
+	t.Run("ports", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l, uuid, events := begin(t)
+			answer := l.h.Faults.Block("NetworkAPI.Deallocate")
+			l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+			synctest.Wait()
+			check := func(when string, container, event bool) {
+				t.Helper()
+				if got := l.world.State(uuid) != ""; got != container {
+					t.Errorf("%s: container there %v, want %v", when, got, container)
+				}
+				if got := l.h.Faults.Calls("Conductor.StartEvent") > events; got != event {
+					t.Errorf("%s: event written %v, want %v", when, got, event)
+				}
+			}
+			if l.h.Faults.Calls("NetworkAPI.Deallocate") == 0 {
+				t.Error("Neutron is not asked at once")
+			}
+			check("at once", true, false)
+			time.Sleep(containerAside)
+			synctest.Wait()
+			check("a little later", false, false)
+			time.Sleep(eventAside - containerAside)
+			synctest.Wait()
+			check("while Neutron takes its time", false, true)
+			answer()
+			l.awaitGone(uuid)
+			l.checkNothingLeft(uuid)
+		})
+	})
+	t.Run("no ports", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l, uuid, events := begin(t, func(op *novalet.Operation) { op.Args.Build.RequestedNetworks = nil })
+			began := time.Now()
+			l.cast(uuid, novalet.MethodTerminate, novalet.TaskDeleting, novalet.OperationArgs{})
+			synctest.Wait()
+			if took := time.Since(began); took > 0 || !l.world.Row(uuid).Deleted {
+				t.Errorf("after %v the row is deleted: %v", took, l.world.Row(uuid).Deleted)
+			}
+			if n := l.h.Faults.Calls("Conductor.StartEvent") - events; n != 1 {
+				t.Errorf("%d events, want 1", n)
+			}
+			l.awaitGone(uuid)
+			l.checkNothingLeft(uuid)
+		})
 	})
 }
 
