@@ -99,7 +99,7 @@ bench-engine: need-go ## containers against Debian's crun and runc (needs the pa
 bench-image: need-go ## first and next use of an image against tar and umoci (needs mmdebstrap, umoci, skopeo, zstd, qemu-utils, 30 GB in /var/tmp) (ROUNDS=, TREE=)
 	@$(GO) run ./tests/bench/image $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(TREE),-tree $(TREE))
 
-bench-load: need-go ## 10,000 operations through one agent between fakes: is it as small and quick as at first? (OPS=)
+bench-load: need-go ## 10,000 operations through one agent on the embedded controller: is it as small and quick as at first? (OPS=)
 	@$(GO) run ./tests/bench/load $(if $(OPS),-ops $(OPS))
 
 bench-network: need-go ## instances' data path against plain veth and NAT

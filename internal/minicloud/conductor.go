@@ -70,7 +70,6 @@ func (c *Cloud) objectAction(ctx oslomsg.Context, raw json.RawMessage) (any, *os
 		updates = map[string]json.RawMessage{}
 	}
 	updates["obj_what_changed"] = json.RawMessage("[]")
-	c.notifyLocked()
 	return []any{updates, nil}, nil
 }
 
@@ -85,6 +84,7 @@ func (c *Cloud) actLocked(ctx oslomsg.Context, o *ovo.Object, method string, kwa
 		}
 		r.instance.Put("deleted", true)
 		r.instance.Put("deleted_at", time.Now())
+		r.notifyLocked()
 		return nil, nil
 	case "InstanceInfoCache.save":
 		r, f := c.rowLocked(o.String("instance_uuid"))
@@ -92,6 +92,7 @@ func (c *Cloud) actLocked(ctx oslomsg.Context, o *ovo.Object, method string, kwa
 			return nil, f
 		}
 		r.info = o.String("network_info")
+		r.notifyLocked()
 		return nil, nil
 	case "InstanceFault.create":
 		r, f := c.rowLocked(o.String("instance_uuid"))
@@ -99,6 +100,7 @@ func (c *Cloud) actLocked(ctx oslomsg.Context, o *ovo.Object, method string, kwa
 			return nil, f
 		}
 		r.faults = append(r.faults, o.String("message"))
+		r.notifyLocked()
 		return nil, nil
 	case "VirtualInterface.create":
 		r, f := c.rowLocked(o.String("instance_uuid"))
@@ -213,6 +215,7 @@ func (c *Cloud) saveInstanceLocked(o *ovo.Object, expected json.RawMessage, dele
 	}
 	copyChanges(r.instance, o)
 	r.instance.Put("updated_at", time.Now())
+	r.notifyLocked()
 	return map[string]json.RawMessage{"updated_at": r.instance.Raw("updated_at")}, nil
 }
 
@@ -236,7 +239,6 @@ func (c *Cloud) classAction(ctx oslomsg.Context, raw json.RawMessage) (any, *osl
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	defer c.notifyLocked()
 	switch a.Name + "." + a.Method {
 	case "Service.get_minimum_version":
 		return c.release.Service, nil
@@ -298,6 +300,7 @@ func (c *Cloud) classAction(ctx oslomsg.Context, raw json.RawMessage) (any, *osl
 	case "InstanceActionEvent.event_start":
 		if r, ok := c.rows[arg(0)]; ok {
 			r.events = append(r.events, Event{RequestID: ctx.RequestID(), Name: arg(1), Start: time.Now()})
+			r.notifyLocked()
 		}
 		return nil, nil
 	case "InstanceActionEvent.event_finish_with_failure":
@@ -313,6 +316,7 @@ func (c *Cloud) classAction(ctx oslomsg.Context, raw json.RawMessage) (any, *osl
 				}
 			}
 		}
+		r.notifyLocked()
 		return nil, nil
 	case "InstanceAction.action_start", "ConsoleAuthToken.clean_console_auths_for_instance", "ConsoleAuthToken.clean_expired_console_auths":
 		return nil, nil

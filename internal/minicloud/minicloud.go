@@ -54,8 +54,6 @@ type Cloud struct {
 	rows    map[string]*row // by instance uuid
 	service *ovo.Object
 	node    *ovo.Object
-	// changed is closed and replaced whenever a row changes.
-	changed chan struct{}
 }
 
 // row is one instance with what hangs off it.
@@ -66,6 +64,8 @@ type row struct {
 	events   []Event
 	vifs     map[string]*ovo.Object // by port
 	bdms     []*ovo.Object
+	// changed is closed and replaced whenever what Show shows of the row changes.
+	changed chan struct{}
 }
 
 // Event is one event of an instance's actions, as `server event show` lists them.
@@ -83,7 +83,7 @@ func New(o Options) (*Cloud, error) {
 			return nil, err
 		}
 	}
-	c := &Cloud{host: o.Host, log: o.Logger, release: rel, conn: o.Transport, rows: map[string]*row{}, changed: make(chan struct{})}
+	c := &Cloud{host: o.Host, log: o.Logger, release: rel, conn: o.Transport, rows: map[string]*row{}}
 	var err error
 	if c.client, err = oslomsg.NewClient(c.conn, oslomsg.ClientOptions{Logger: o.Logger}); err != nil {
 		return nil, errors.Join(err, c.conn.Close())
@@ -137,8 +137,8 @@ type BootRequest struct {
 	UserData []byte
 	// ConfigDrive asks for one.
 	ConfigDrive bool
-	// NoNetwork boots without interfaces.
-	NoNetwork bool
+	// Network is a network's id, or "none" for no interface; "" leaves it to the host.
+	Network string
 }
 
 // Boot sends the build to the host and returns the new instance's uuid. It does not wait for the boot: see Wait.
@@ -155,14 +155,14 @@ func (c *Cloud) Boot(ctx context.Context, r BootRequest) (string, error) {
 		"volume_id": nil, "volume_size": nil, "no_device": false, "tag": nil, "connection_info": nil} {
 		bdm.Put(k, v)
 	}
-	c.rows[id] = &row{instance: inst, info: "[]", vifs: map[string]*ovo.Object{}, bdms: []*ovo.Object{bdm}}
+	c.rows[id] = &row{instance: inst, info: "[]", vifs: map[string]*ovo.Object{}, bdms: []*ovo.Object{bdm}, changed: make(chan struct{})}
 	msg := c.instanceLocked(id)
 	c.mu.Unlock()
 
 	networks := any(nil)
-	if r.NoNetwork {
+	if r.Network != "" {
 		networks = ovo.NewList("NetworkRequestList", c.release.Version("NetworkRequestList"),
-			[]*ovo.Object{c.release.Minimal("NetworkRequest", map[string]any{"network_id": "none", "address": nil, "port_id": nil, "tag": nil})})
+			[]*ovo.Object{c.release.Minimal("NetworkRequest", map[string]any{"network_id": r.Network, "address": nil, "port_id": nil, "tag": nil})})
 	}
 	args := map[string]any{
 		"instance": msg, "image": imageDict(r.Image), "request_spec": c.requestSpec(id, &r), "filter_properties": map[string]any{"limits": map[string]any{}},
@@ -274,7 +274,7 @@ func (c *Cloud) Do(ctx context.Context, id string, method novalet.Method, task n
 	if method == novalet.MethodTerminate {
 		a["bdms"] = ovo.NewList("BlockDeviceMappingList", c.release.Version("BlockDeviceMappingList"), r.bdms)
 	}
-	c.notifyLocked()
+	r.notifyLocked()
 	c.mu.Unlock()
 	for k, v := range args {
 		a[k] = v
@@ -377,13 +377,29 @@ func (r *row) server() (*Server, error) {
 	return s, nil
 }
 
-// Wait blocks until done says so of the instance, or ctx ends.
+// Archive forgets a deleted instance, as `nova-manage db archive_deleted_rows` does. It may be repeated.
+func (c *Cloud) Archive(id string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r, ok := c.rows[id]; ok && !r.instance.Bool("deleted") {
+		return fmt.Errorf("instance %s is not deleted: %w", id, novalet.ErrInvalidState)
+	}
+	delete(c.rows, id)
+	return nil
+}
+
+// Wait blocks until done says so of the instance, or ctx ends. done is asked whenever something of the instance has changed.
 func (c *Cloud) Wait(ctx context.Context, id string, done func(*Server) bool) (*Server, error) {
 	for {
 		c.mu.Lock()
-		ch := c.changed
+		r, ok := c.rows[id]
+		if !ok {
+			c.mu.Unlock()
+			return nil, fmt.Errorf("instance %s: %w", id, novalet.ErrNotFound)
+		}
+		ch := r.changed
+		s, err := r.server()
 		c.mu.Unlock()
-		s, err := c.Show(id)
 		if err != nil {
 			return nil, err
 		}
@@ -401,7 +417,7 @@ func (c *Cloud) Wait(ctx context.Context, id string, done func(*Server) bool) (*
 // Settled is a condition for Wait: no operation is under way.
 func Settled(s *Server) bool { return s.Deleted || s.TaskState == novalet.TaskNone }
 
-func (c *Cloud) notifyLocked() {
-	close(c.changed)
-	c.changed = make(chan struct{})
+func (r *row) notifyLocked() {
+	close(r.changed)
+	r.changed = make(chan struct{})
 }

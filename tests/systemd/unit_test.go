@@ -141,7 +141,7 @@ func (u *unit) ready(last string) string {
 // boot starts a server and waits until it is active.
 func (u *unit) boot(name string, image novalet.ImageMeta) string {
 	u.t.Helper()
-	id, err := u.cloud.Boot(u.t.Context(), minicloud.BootRequest{Name: name, Image: image, NoNetwork: true,
+	id, err := u.cloud.Boot(u.t.Context(), minicloud.BootRequest{Name: name, Image: image, Network: "none",
 		Flavor: novalet.Flavor{Name: "unit", FlavorID: "1", MemoryMB: 64, VCPUs: 1, RootGB: 1}})
 	if err != nil {
 		u.t.Fatal(err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
 	"testing"
 	"time"
 
@@ -22,7 +21,7 @@ func TestNothingIsLeft(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	r.userData = base64.StdEncoding.EncodeToString(make([]byte, 9<<10))
+	r.userData = make([]byte, 9<<10)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	first, err := r.run(ctx, 10, 10)

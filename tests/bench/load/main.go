@@ -1,5 +1,5 @@
-// Command load drives operations through one agent, the whole of it but for containers, ports and images, which are
-// fakes: does it stay as small and as quick as it was at the beginning? Each server is built, stopped, started,
+// Command load drives operations through one agent on the embedded controller, the whole of it but for containers, ports and
+// images, which are fakes: does it stay as small and as quick as it was at the beginning? Each server is built, stopped, started,
 // rebooted, paused, unpaused and deleted, with twenty servers side by side and every operation in the journal on disk.
 package main
 
@@ -45,9 +45,10 @@ func run(ops, windows, parallel int, out string) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
 	windows = max(windows/2*2, 2)
-	lives := max((ops+len(life)*windows-1)/(len(life)*windows), 1)
+	operations := 1 + len(life) // the boot and what follows it
+	lives := max((ops+operations*windows-1)/(operations*windows), 1)
 	rep := report.New("load", windows)
-	rep.Options = map[string]string{"operations": strconv.Itoa(lives * windows * len(life)), "servers": strconv.Itoa(lives * windows), "parallel": strconv.Itoa(parallel)}
+	rep.Options = map[string]string{"operations": strconv.Itoa(lives * windows * operations), "servers": strconv.Itoa(lives * windows), "parallel": strconv.Itoa(parallel)}
 	// The ids of past operations that are remembered have a bound; it is reached before anything is compared.
 	if _, err := r.run(ctx, lives*windows, parallel); err != nil {
 		return fmt.Errorf("warm up: %w", err)

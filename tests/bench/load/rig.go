@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,64 +9,55 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/agent"
 	"github.com/novalet/novalet/internal/fake"
+	"github.com/novalet/novalet/internal/minicloud"
 	"github.com/novalet/novalet/novadriver"
-	"github.com/novalet/novalet/novadriver/conductortest"
-	"github.com/novalet/novalet/novadriver/oslomsg"
 	"github.com/novalet/novalet/novadriver/oslomsg/membus"
-	"github.com/novalet/novalet/novadriver/ovo"
 )
 
 const (
-	hostName = "load1"
-	imageID  = "3f0c2d8a-0000-4000-8000-0000000000cc"
-	release  = "2025.1"
+	hostName  = "load1"
+	imageID   = "3f0c2d8a-0000-4000-8000-0000000000cc"
+	networkID = "5f0c0d6e-0000-4000-8000-000000000001"
+	release   = "2025.1"
 )
 
-// rig is one agent with its driver on an in-memory bus, between a conductor and fakes that behave. Everything of the
-// agent is real, the journal on the disk too; containers, ports and images are the fakes'.
+// rig is one agent with its driver on an in-memory bus, between the embedded controller and fakes that behave. Everything of
+// the agent is real, the journal on the disk too; containers, ports and images are the fakes'.
 type rig struct {
-	bus       *membus.Bus
-	conductor *conductortest.Conductor
-	world     *fake.World
-	handle    *fake.Handle
-	agent     *agent.Agent
-	driver    *novadriver.Driver
-	api       *oslomsg.Client
-	records   string
-	conns     []*membus.Conn
-	next      atomic.Int64
+	bus     *membus.Bus
+	conn    *membus.Conn // the agent's
+	cloud   *minicloud.Cloud
+	world   *fake.World
+	handle  *fake.Handle
+	agent   *agent.Agent
+	driver  *novadriver.Driver
+	records string
 	// userData comes with every server; a long one makes each message and record large, so that one kept too long shows.
-	userData string
-
-	mu    sync.Mutex
-	ended map[string]chan error // by instance: how its operation ended
+	userData []byte
 }
 
 func newRig(dir string) (_ *rig, err error) {
-	r := &rig{bus: membus.New(), world: fake.NewWorld(hostName), ended: map[string]chan error{}, records: filepath.Join(dir, "records", "instances")}
+	r := &rig{bus: membus.New(), world: fake.NewWorld(hostName), records: filepath.Join(dir, "records", "instances")}
+	r.conn = r.bus.Connect()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
 		}
 	}()
-	if r.conductor, err = conductortest.New(r.connect(), release); err != nil {
-		return r, err
-	}
-	r.conductor.Hook(r.hear)
-	if r.api, err = oslomsg.NewClient(r.connect(), oslomsg.ClientOptions{}); err != nil {
+	log := slog.New(slog.DiscardHandler)
+	r.cloud, err = minicloud.New(minicloud.Options{Transport: r.bus.Connect(), Host: hostName, Logger: log, Release: release})
+	if err != nil {
 		return r, err
 	}
 	r.world.AddImage(&novalet.Image{ID: imageID, Kind: novalet.KindApplication, Size: 1 << 20, Layers: []novalet.Layer{{DiffID: "sha256:a"}},
 		Config: novalet.ImageConfig{Cmd: []string{"/bin/sleep", "1d"}}})
 	r.handle = r.world.Open()
-	log := slog.New(slog.DiscardHandler)
-	r.driver, err = novadriver.New(novadriver.Options{Host: hostName, MyIP: "192.0.2.1", StateDir: dir, Transport: r.connect(), Logger: log,
+	r.driver, err = novadriver.New(novadriver.Options{Host: hostName, MyIP: "192.0.2.1", StateDir: dir, Transport: r.conn, Logger: log,
 		TrackInstanceChanges: true, Recover: func(ctx context.Context) error { return r.agent.Recover(ctx) }})
 	if err != nil {
 		return r, err
@@ -91,12 +81,6 @@ func newRig(dir string) (_ *rig, err error) {
 	return r, err
 }
 
-func (r *rig) connect() *membus.Conn {
-	c := r.bus.Connect()
-	r.conns = append(r.conns, c)
-	return c
-}
-
 func (r *rig) close() error {
 	var errs []error
 	if r.driver != nil {
@@ -108,148 +92,56 @@ func (r *rig) close() error {
 	if r.driver != nil {
 		errs = append(errs, r.driver.Close())
 	}
-	if r.api != nil {
-		errs = append(errs, r.api.Close())
+	if r.cloud != nil {
+		errs = append(errs, r.cloud.Close())
 	}
-	if r.conductor != nil {
-		r.conductor.Close()
-	}
-	for _, c := range r.conns {
-		errs = append(errs, c.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, r.conn.Close())...)
 }
 
-// hear listens for the end of operations: the last thing an agent tells of each is the end of its action event.
-func (r *rig) hear(q conductortest.Request) conductortest.Fate {
-	if q.Action != "event_finish_with_failure" {
-		return conductortest.Fate{}
-	}
-	var a struct {
-		Args   []string           `json:"args"`
-		Kwargs map[string]*string `json:"kwargs"`
-	}
-	// Other keyword arguments are no texts; only exc_val matters.
-	_ = json.Unmarshal(q.Args, &a)
-	if len(a.Args) < 2 {
-		return conductortest.Fate{}
-	}
-	r.mu.Lock()
-	ch := r.ended[a.Args[0]]
-	r.mu.Unlock()
-	if ch != nil {
-		var err error
-		if v := a.Kwargs["exc_val"]; v != nil {
-			err = fmt.Errorf("%s: %s", a.Args[1], *v)
-		}
-		ch <- err
-	}
-	return conductortest.Fate{}
-}
-
-// step is one cast in a server's life.
+// step is one operation in a server's life, after its boot.
 type step struct {
-	method string
-	task   string
+	method novalet.Method
+	task   novalet.TaskState
 	args   map[string]any
 }
 
-// life is what every server goes through.
+// life is what every server goes through once it is booted.
 var life = []step{
-	{"build_and_run_instance", "scheduling", nil},
-	{"stop_instance", "powering-off", map[string]any{"clean_shutdown": true}},
-	{"start_instance", "powering-on", nil},
-	{"reboot_instance", "rebooting_hard", map[string]any{"reboot_type": "HARD", "block_device_info": nil}},
-	{"pause_instance", "pausing", nil},
-	{"unpause_instance", "unpausing", nil},
-	{"terminate_instance", "deleting", map[string]any{"bdms": nil}},
+	{novalet.MethodStop, novalet.TaskPoweringOff, map[string]any{"clean_shutdown": true}},
+	{novalet.MethodStart, novalet.TaskPoweringOn, nil},
+	{novalet.MethodReboot, novalet.TaskRebootingHard, map[string]any{"reboot_type": "HARD", "block_device_info": nil}},
+	{novalet.MethodPause, novalet.TaskPausing, nil},
+	{novalet.MethodUnpause, novalet.TaskUnpausing, nil},
+	{novalet.MethodTerminate, novalet.TaskDeleting, nil},
 }
 
 // live takes one server through its life and returns how long each operation took from the cast to its end.
 func (r *rig) live(ctx context.Context) ([]time.Duration, error) {
-	n := r.next.Add(1)
-	uuid := fmt.Sprintf("%08x-0000-4000-8000-%012x", n>>32, n)
-	rel, err := ovo.ReleaseNamed(release)
+	began := time.Now()
+	id, err := r.cloud.Boot(ctx, minicloud.BootRequest{Name: "web", Image: novalet.ImageMeta{ID: imageID, Name: "demo"}, Network: networkID,
+		Flavor: novalet.Flavor{FlavorID: "1", Name: "m1.tiny", MemoryMB: 64, VCPUs: 1, RootGB: 1}, UserData: r.userData})
 	if err != nil {
-		return nil, err
-	}
-	ended := make(chan error, 1)
-	r.mu.Lock()
-	r.ended[uuid] = ended
-	r.mu.Unlock()
-	defer r.forget(uuid)
-	if err := r.create(rel, uuid); err != nil {
 		return nil, err
 	}
 	var took []time.Duration
-	for i, s := range life {
-		rctx := oslomsg.AdminContext(time.Now())
-		rctx.Set("request_id", fmt.Sprintf("req-%s-%d", uuid, i))
-		rctx.Set("project_id", "p")
-		r.conductor.Put("InstanceAction", map[string]any{"instance_uuid": uuid, "action": s.method, "request_id": rctx.RequestID()})
-		r.conductor.Change("Instance", "uuid", uuid, map[string]any{"task_state": s.task})
-		row := r.conductor.Find("Instance", "uuid", uuid)
-		if len(row) != 1 {
-			return took, fmt.Errorf("instance %s has %d rows", uuid, len(row))
+	for i := 0; ; i++ {
+		// The last thing an agent tells of an operation is the end of its action event.
+		s, err := r.cloud.Wait(ctx, id, func(s *minicloud.Server) bool { return len(s.Events) > i && s.Events[i].Result != "" })
+		if err == nil && s.Events[i].Result != "Success" {
+			err = fmt.Errorf("%s of %s: %s %s", s.Events[i].Name, id, s.Events[i].Result, s.Fault)
 		}
-		inst := &ovo.Object{Name: "Instance", Namespace: "nova", Version: rel.Version("Instance"), Data: row[0]}
-		args := map[string]any{"instance": inst}
-		for k, v := range s.args {
-			args[k] = v
-		}
-		if i == 0 {
-			buildArgs(rel, args)
-		}
-		began := time.Now()
-		if err := r.api.Cast(ctx, oslomsg.Target{Topic: "compute", Server: hostName, Version: "6.0"}, s.method, args, rctx); err != nil {
+		if err != nil {
 			return took, err
 		}
-		select {
-		case err := <-ended:
-			if err != nil {
-				return took, fmt.Errorf("%s of %s: %w", s.method, uuid, err)
-			}
-		case <-ctx.Done():
-			return took, fmt.Errorf("%s of %s: %w", s.method, uuid, context.Cause(ctx))
-		}
 		took = append(took, time.Since(began))
+		if i == len(life) {
+			return took, r.cloud.Archive(id)
+		}
+		began = time.Now()
+		if err := r.cloud.Do(ctx, id, life[i].method, life[i].task, life[i].args); err != nil {
+			return took, err
+		}
 	}
-	return took, nil
-}
-
-// create makes the row of a server as nova-api does.
-func (r *rig) create(rel *ovo.Release, uuid string) error {
-	flavor := rel.Minimal("Flavor", map[string]any{"id": 1, "flavorid": "1", "name": "m1.tiny", "memory_mb": 64, "vcpus": 1, "root_gb": 1,
-		"ephemeral_gb": 0, "swap": 0, "extra_specs": map[string]string{}})
-	inst := rel.Minimal("Instance", map[string]any{"uuid": uuid, "project_id": "p", "user_id": "u", "hostname": "web", "display_name": "web",
-		"image_ref": imageID, "host": nil, "node": nil, "vm_state": "building", "task_state": "scheduling", "power_state": 0, "launched_at": nil, "user_data": r.userData,
-		"metadata": map[string]string{}, "system_metadata": map[string]string{"image_base_image_ref": imageID}, "flavor": flavor})
-	raw, err := json.Marshal(inst)
-	if err != nil {
-		return err
-	}
-	return r.conductor.PutWire(raw)
-}
-
-func buildArgs(rel *ovo.Release, args map[string]any) {
-	net := rel.Minimal("NetworkRequest", map[string]any{"network_id": "5f0c0d6e-0000-4000-8000-000000000001", "tag": nil, "port_id": nil, "address": nil})
-	args["image"] = map[string]any{"id": imageID, "name": "demo", "properties": map[string]string{}}
-	args["requested_networks"] = ovo.NewList("NetworkRequestList", rel.Version("NetworkRequestList"), []*ovo.Object{net})
-	args["block_device_mapping"] = ovo.NewList("BlockDeviceMappingList", rel.Version("BlockDeviceMappingList"), nil)
-	args["filter_properties"], args["node"], args["security_groups"] = map[string]any{}, hostName, []string{}
-	args["injected_files"], args["admin_password"], args["request_spec"] = []any{}, "secret", nil
-}
-
-// forget clears what the controllers would archive.
-func (r *rig) forget(uuid string) {
-	r.mu.Lock()
-	delete(r.ended, uuid)
-	r.mu.Unlock()
-	r.conductor.Delete("Instance", "uuid", uuid)
-	for _, table := range []string{"InstanceAction", "InstanceActionEvent", "InstanceFault", "InstanceInfoCache", "VirtualInterface"} {
-		r.conductor.Delete(table, "instance_uuid", uuid)
-	}
-	r.conductor.Forget()
 }
 
 // window is what was seen of a number of lives.
