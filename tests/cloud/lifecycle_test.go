@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -96,32 +97,9 @@ func TestLifecycle(t *testing.T) {
 		serves(t)
 	})
 	t.Run("events", func(t *testing.T) {
-		page, err := instanceactions.List(u.compute, s.ID, nil).AllPages(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		list, err := instanceactions.ExtractInstanceActions(page)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seen := map[string]bool{}
-		admin := as(t, "admin")
-		for _, a := range list {
-			d, err := instanceactions.Get(t.Context(), admin.compute, s.ID, a.RequestID).Extract()
-			if err != nil || d.Events == nil {
-				t.Fatalf("events of %s: %v, %v", a.Action, d, err)
-			}
-			for _, e := range *d.Events {
-				if strings.HasPrefix(e.Event, "compute_") {
-					seen[a.Action] = true
-					if e.Result != "Success" || e.FinishTime.Before(e.StartTime) {
-						t.Errorf("event %s of %s: %+v", e.Event, a.Action, e)
-					}
-				}
-			}
-		}
+		seen := hostEvents(t, u, s.ID)
 		for _, want := range []string{"create", "stop", "start", "reboot", "pause", "unpause", "suspend", "resume"} {
-			if !seen[want] {
+			if !slices.Contains(seen, want) {
 				t.Errorf("action %s has no event of the compute service", want)
 			}
 		}
@@ -134,6 +112,54 @@ func TestLifecycle(t *testing.T) {
 			}
 		}
 	})
+}
+
+// hostEvents are the actions of a server whose event the compute service has ended. Each that it has ended succeeded.
+func hostEvents(t *testing.T, u *user, id string) (actions []string) {
+	t.Helper()
+	page, err := instanceactions.List(u.compute, id, nil).AllPages(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := instanceactions.ExtractInstanceActions(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := as(t, "admin")
+	for _, a := range list {
+		d, err := instanceactions.Get(t.Context(), admin.compute, id, a.RequestID).Extract()
+		if err != nil || d.Events == nil {
+			t.Fatalf("events of %s: %v, %v", a.Action, d, err)
+		}
+		for _, e := range *d.Events {
+			if !strings.HasPrefix(e.Event, "compute_") || e.FinishTime.IsZero() {
+				continue
+			}
+			actions = append(actions, a.Action)
+			if e.Result != "Success" || e.FinishTime.Before(e.StartTime) {
+				t.Errorf("event %s of %s: %+v", e.Event, a.Action, e)
+			}
+		}
+	}
+	return actions
+}
+
+// TestDeleteEvent: a delete stands with its end among the actions of the server that is gone, as quick as it was.
+func TestDeleteEvent(t *testing.T) {
+	u := as(t, "demo")
+	image := appImage.id(t, u)
+	for name, noNet := range map[string]bool{"network": false, "no network": true} {
+		t.Run(name, func(t *testing.T) {
+			s := boot(t, u, bootOpts{image: image, noNet: noNet})
+			remove(t, u, s.ID)
+			eventually(t, long, "the delete is an event that has ended", func() error {
+				if seen := hostEvents(t, u, s.ID); !slices.Contains(seen, "delete") {
+					return fmt.Errorf("events of %v only", seen)
+				}
+				return nil
+			})
+		})
+	}
 }
 
 func must(t testing.TB, err error) {
