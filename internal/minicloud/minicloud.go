@@ -328,13 +328,20 @@ type Server struct {
 
 // Show reads one instance.
 func (c *Cloud) Show(id string) (*Server, error) {
+	s, _, err := c.show(id)
+	return s, err
+}
+
+// show also returns what is closed when the instance changes.
+func (c *Cloud) show(id string) (*Server, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r, ok := c.rows[id]
 	if !ok {
-		return nil, fmt.Errorf("instance %s: %w", id, novalet.ErrNotFound)
+		return nil, nil, fmt.Errorf("instance %s: %w", id, novalet.ErrNotFound)
 	}
-	return r.server()
+	s, err := r.server()
+	return s, r.changed, err
 }
 
 // List reads all instances that are not deleted.
@@ -391,15 +398,7 @@ func (c *Cloud) Archive(id string) error {
 // Wait blocks until done says so of the instance, or ctx ends. done is asked whenever something of the instance has changed.
 func (c *Cloud) Wait(ctx context.Context, id string, done func(*Server) bool) (*Server, error) {
 	for {
-		c.mu.Lock()
-		r, ok := c.rows[id]
-		if !ok {
-			c.mu.Unlock()
-			return nil, fmt.Errorf("instance %s: %w", id, novalet.ErrNotFound)
-		}
-		ch := r.changed
-		s, err := r.server()
-		c.mu.Unlock()
+		s, changed, err := c.show(id)
 		if err != nil {
 			return nil, err
 		}
@@ -407,7 +406,7 @@ func (c *Cloud) Wait(ctx context.Context, id string, done func(*Server) bool) (*
 			return s, nil
 		}
 		select {
-		case <-ch:
+		case <-changed:
 		case <-ctx.Done():
 			return s, fmt.Errorf("wait for instance %s (vm_state %s, task_state %q): %w", id, s.VMState, s.TaskState, context.Cause(ctx))
 		}

@@ -97,7 +97,10 @@ func TestLifecycle(t *testing.T) {
 		serves(t)
 	})
 	t.Run("events", func(t *testing.T) {
-		seen := hostEvents(t, u, s.ID)
+		seen, open := hostEvents(t, u, s.ID)
+		if len(open) > 0 {
+			t.Errorf("the events of %v have not ended", open)
+		}
 		for _, want := range []string{"create", "stop", "start", "reboot", "pause", "unpause", "suspend", "resume"} {
 			if !slices.Contains(seen, want) {
 				t.Errorf("action %s has no event of the compute service", want)
@@ -114,8 +117,9 @@ func TestLifecycle(t *testing.T) {
 	})
 }
 
-// hostEvents are the actions of a server whose event the compute service has ended. Each that it has ended succeeded.
-func hostEvents(t *testing.T, u *user, id string) (actions []string) {
+// hostEvents are the actions of a server whose event the compute service has ended, all of them with success, and those whose it
+// has only begun.
+func hostEvents(t *testing.T, u *user, id string) (ended, open []string) {
 	t.Helper()
 	page, err := instanceactions.List(u.compute, id, nil).AllPages(t.Context())
 	if err != nil {
@@ -132,16 +136,18 @@ func hostEvents(t *testing.T, u *user, id string) (actions []string) {
 			t.Fatalf("events of %s: %v, %v", a.Action, d, err)
 		}
 		for _, e := range *d.Events {
-			if !strings.HasPrefix(e.Event, "compute_") || e.FinishTime.IsZero() {
-				continue
-			}
-			actions = append(actions, a.Action)
-			if e.Result != "Success" || e.FinishTime.Before(e.StartTime) {
+			switch {
+			case !strings.HasPrefix(e.Event, "compute_"):
+			case e.FinishTime.IsZero():
+				open = append(open, a.Action)
+			case e.Result != "Success" || e.FinishTime.Before(e.StartTime):
 				t.Errorf("event %s of %s: %+v", e.Event, a.Action, e)
+			default:
+				ended = append(ended, a.Action)
 			}
 		}
 	}
-	return actions
+	return ended, open
 }
 
 // TestDeleteEvent: a delete stands with its end among the actions of the server that is gone, as quick as it was.
@@ -153,8 +159,8 @@ func TestDeleteEvent(t *testing.T) {
 			s := boot(t, u, bootOpts{image: image, noNet: noNet})
 			remove(t, u, s.ID)
 			eventually(t, long, "the delete is an event that has ended", func() error {
-				if seen := hostEvents(t, u, s.ID); !slices.Contains(seen, "delete") {
-					return fmt.Errorf("events of %v only", seen)
+				if ended, _ := hostEvents(t, u, s.ID); !slices.Contains(ended, "delete") {
+					return fmt.Errorf("events of %v only", ended)
 				}
 				return nil
 			})
