@@ -8,7 +8,7 @@ SHIM = engine/shim/novalet-shim
 STATE ?= /srv/novalet-cloud
 export STATE
 
-.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-cloud test-cloudimage test-net test-release test-sriov test-sriov-vm test-vm
+.PHONY: help build shim install unit test lint fuzz race demo cloud cloud-down bench-boot bench-engine bench-image bench-load bench-network clean need-go test-bus test-cloud test-cloudimage test-net test-release test-sriov test-sriov-vm test-vm
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ install: build ## install the program, the unit and the completion on this host
 
 unit: need-go ## tests that need neither root nor network
 	@tests/run.sh unit
+
+test-bus: need-go ## the message bus against a RabbitMQ of its own, which is stopped and cut off, and oslo.messaging; needs root
+	@tests/run.sh bus
 
 test: need-go ## everything that CI runs; needs root
 	@tests/run.sh all

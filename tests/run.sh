@@ -134,6 +134,20 @@ step_root() {
     packages "${ROOT_PKGS[@]}" || return 1
     NOVALET_ROOT_TESTS=1 gotest root.log -p 1 -count=1 -timeout 25m ./engine/... ./glancebridge/... ./network/... ./internal/... ./agent/... ./cmd/... ./tests/demo/... ./tests/scripts/...
 }
+# Another broker comes from the same package as the cloud's.
+BUS_PKGS=(rabbitmq-server python3-oslo.messaging iproute2 util-linux)
+# The bus against a RabbitMQ of its own and oslo.messaging, under the race detector. There nothing may be left out.
+step_bus() {
+    local log=$out/bus.log rc=0
+    packages "${BUS_PKGS[@]}" || return 1
+    command -v gcc >/dev/null || packages gcc libc6-dev || return 1
+    CGO_ENABLED=1 BUS_FLAGS=-race GO=$GO tests/bus/run.sh -test.v -test.timeout 5m >"$log" 2>&1 || rc=1
+    count "$log"
+    grep -q '^ *--- PASS: TestBrokerRestarts' "$log" || rc=1
+    ! grep '^ *--- SKIP' "$log" || rc=1
+    [ $rc = 0 ] || { echo "   failed; from $log:"; grep -nE '^ *--- FAIL|panic:|DATA RACE|_test.go:[0-9]+:' "$log" | head -n 60; tail -n 3 "$log"; blame "$log"; }
+    return $rc
+}
 step_fuzz() {
     local pkg target rc=0 n=0
     while read -r pkg target; do
@@ -211,6 +225,7 @@ step_release() {
     export NET=${NET:-ovn}
     if step_cloud; then
         CLOUD_RUN=${CLOUD_RUN:-$RELEASE_TESTS} CLOUD_TIMEOUT=40m step_cloud_tests || rc=1
+        step_bus || rc=1        # with that release's oslo.messaging
     else
         rc=1
     fi
@@ -322,6 +337,7 @@ all() {
     step race 5
     step build 2 || return
     step root 12
+    step bus 3
     step fuzz 10
     # Some five minutes of a processor in software; its image takes two more, once. VM_SMOKE=0 leaves it out.
     [ "${VM_SMOKE:-1}" = 0 ] || step vm-smoke 10
@@ -344,6 +360,7 @@ for s in "$@"; do
         race) step race 5 ;;
         fuzz) step fuzz 10 ;;
         root) step build 2 && step root 12 ;;
+        bus) step bus 3 ;;
         cloud) step cloud 8 ;;
         cloud-tests) step cloud-tests 17 ;;
         tempest-smoke) step tempest-smoke 12 ;;

@@ -3,6 +3,7 @@ package oslomsg_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -242,5 +243,55 @@ func TestBrokerGoesSilent(t *testing.T) {
 	waitFor(t, "a new connection", func() bool { return p.connections() > before })
 	if _, err := c.Call(t.Context(), b.target(), "echo", nil, nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// Two ways to the broker, one after the other goes away, the last one without a word: whichever is there is used, each change is
+// told once, and what was asked meanwhile is done, once.
+func TestBrokerFailsOver(t *testing.T) {
+	b := newBroker(t)
+	first, second := newProxy(t, b.addr), newProxy(t, b.addr)
+	hosts := b.via(first).opt.URL.Hosts
+	b.opt.URL.Hosts = append(hosts, b.via(second).opt.URL.Hosts...)
+	b.opt.Heartbeat = time.Second
+	first.up()
+	tr := b.dial()
+	var done atomic.Int32
+	b.serve(tr, map[string]oslomsg.Handler{"echo": func(_ context.Context, d *oslomsg.Delivery) { done.Add(1); d.Reply(d.Arg("n")) }})
+	c := b.client(tr)
+	waitFor(t, "both connections", func() bool { return tr.Health().Err() == nil })
+	for i, way := range [][2]*proxy{{first, second}, {second, first}, {first, second}} {
+		from, to := way[0], way[1]
+		answers := make(chan error, 1)
+		to.up()
+		if i < 2 {
+			from.down()
+		} else {
+			from.freeze(true)
+		}
+		go func() {
+			raw, err := c.Call(t.Context(), b.target(), "echo", map[string]int{"n": i}, nil)
+			if err == nil && string(raw) != fmt.Sprint(i) {
+				err = fmt.Errorf("answered %s", raw)
+			}
+			answers <- err
+		}()
+		if err := <-answers; err != nil {
+			t.Fatalf("after change %d: %v", i+1, err)
+		}
+		waitFor(t, "both connections", func() bool { return tr.Health().Err() == nil })
+		for _, l := range tr.Health().Links {
+			if l.Host != to.addr {
+				t.Errorf("after change %d connection %s is to %s", i+1, l.Name, l.Host)
+			}
+		}
+		for _, text := range []string{"lost the broker", "connected to the broker again"} {
+			if n := b.log.count(text); n != i+1 {
+				t.Errorf("after change %d %q stands %d times in the log", i+1, text, n)
+			}
+		}
+	}
+	if n := done.Load(); n != 3 {
+		t.Errorf("three calls were carried out %d times", n)
 	}
 }
