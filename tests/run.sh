@@ -197,8 +197,8 @@ step_cloud_tests() {
     MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=${NOVALET_BIN:-$PWD/bin/novalet} gotest "${CLOUD_LOG:-cloud.log}" -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
 }
 # What the tests above do without: those that bring a second compute host into the cloud, where servers of other tests would go,
-# too, and those of two packages against the cloud's own Glance and Neutron.
-SECOND_TESTS='^(TestEvacuateReturn|TestEvacuateNetwork|TestNotifications)$'
+# too, those that take the broker and the conductor away, and those of two packages against the cloud's own Glance and Neutron.
+SECOND_TESTS='^(TestEvacuateReturn|TestEvacuateNetwork|TestNotifications|TestTwoBrokers|TestBrokerRestarts|TestConductorAway)$'
 step_cloud_more() {
     local rc=0 password network
     password=$(<"$STATE/etc/password")
@@ -360,8 +360,8 @@ all() {
     # Some five minutes of a processor in software; its image takes two more, once. VM_SMOKE=0 leaves it out.
     [ "${VM_SMOKE:-1}" = 0 ] || step vm-smoke 10
     if step cloud 8; then
-        step cloud-tests 15
-        step cloud-more 2
+        step cloud-tests 11
+        step cloud-more 6
         step tempest-smoke 12
     else
         tail -n 30 "$STATE"/log/novalet.log 2>/dev/null
@@ -381,8 +381,8 @@ for s in "$@"; do
         root) step build 2 && step root 12 ;;
         bus) step bus 3 ;;
         cloud) step cloud 8 ;;
-        cloud-tests) step cloud-tests 15 ;;
-        cloud-more) step cloud-more 2 ;;
+        cloud-tests) step cloud-tests 11 ;;
+        cloud-more) step cloud-more 6 ;;
         tempest-smoke) step tempest-smoke 12 ;;
         cloud-down) step cloud-down 2 ;;
         net) step build 2 && for n in ${NET:-ovs ovs-hybrid ovn}; do echo "NET=$n"; NET=$n step net 30; done ;;
