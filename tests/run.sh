@@ -196,22 +196,23 @@ mend_cloud() {
 step_cloud_tests() {
     MEND=mend_cloud NOVALET_CLOUD=$STATE NOVALET_BIN=${NOVALET_BIN:-$PWD/bin/novalet} gotest "${CLOUD_LOG:-cloud.log}" -count=1 -timeout "${CLOUD_TIMEOUT:-25m}" ${CLOUD_RUN:+-run "$CLOUD_RUN"} ./tests/cloud
 }
-# What the tests above do without: those that bring a second compute host into the cloud, where servers of other tests would go,
-# too, those that take the broker and the conductor away, and those of two packages against the cloud's own Glance and Neutron.
-SECOND_TESTS='^(TestEvacuateReturn|TestEvacuateNetwork|TestNotifications|TestTwoBrokers|TestBrokerRestarts|TestConductorAway)$'
+# What the tests above do without: those that want the cloud for themselves, one after the other, because they bring a second
+# compute host, to which servers of others would go, or take the broker, the conductor or the host away; and those of two packages
+# against the cloud's own Glance and Neutron.
 step_cloud_more() {
-    local rc=0 password network
+    local rc=0 password network alone
+    alone=$(awk '/^func Test/ {f = $2; sub(/\(.*/, "", f)} /needAlone\(t\)/ {print f}' tests/cloud/*_test.go | paste -sd '|')
     password=$(<"$STATE/etc/password")
     # shellcheck source=/dev/null
     network=$(. "$STATE/openrc-admin"; openstack network show private -f value -c id) || return 1
-    MEND=mend_cloud NOVALET_CLOUD_SECOND=1 NOVALET_CLOUD=$STATE NOVALET_BIN=${NOVALET_BIN:-$PWD/bin/novalet} \
-        gotest cloud-second.log -count=1 -timeout 15m -run "$SECOND_TESTS" ./tests/cloud || rc=1
+    MEND=mend_cloud NOVALET_CLOUD_ALONE=1 NOVALET_CLOUD=$STATE NOVALET_BIN=${NOVALET_BIN:-$PWD/bin/novalet} \
+        gotest cloud-alone.log -count=1 -timeout 15m -run "^($alone)\$" ./tests/cloud || rc=1
     OS_AUTH_URL=http://127.0.0.1:5000/v3 OS_REGION_NAME=RegionOne OS_USERNAME=demo OS_PROJECT_NAME=demo OS_PASSWORD=$password \
         OS_USERNAME_OTHER=demo2 OS_PROJECT_NAME_OTHER=demo2 OS_PASSWORD_OTHER=$password NOVALET_CLOUD_TESTS=1 \
         NOVALET_ROOT_TESTS=1 gotest cloud-glance.log -count=1 -run '^TestCloud' ./glancebridge || rc=1
     NOVALET_CLOUD_OPENRC=$STATE/openrc-admin NOVALET_CLOUD_USER_OPENRC=$STATE/openrc-demo NOVALET_CLOUD_NETWORK=$network \
         NOVALET_ROOT_TESTS=1 gotest cloud-neutron.log -count=1 -run '^TestLive' ./network/neutron || rc=1
-    if grep -h '^ *--- SKIP' "$out"/cloud-{second,glance,neutron}.log; then rc=1; fi
+    if grep -h '^ *--- SKIP' "$out"/cloud-{alone,glance,neutron}.log; then rc=1; fi
     return $rc
 }
 # The tests of what reaches what, on a cloud of the mechanism NET that is brought up for them and taken down.
@@ -360,8 +361,8 @@ all() {
     # Some five minutes of a processor in software; its image takes two more, once. VM_SMOKE=0 leaves it out.
     [ "${VM_SMOKE:-1}" = 0 ] || step vm-smoke 10
     if step cloud 8; then
-        step cloud-tests 11
-        step cloud-more 6
+        step cloud-tests 10
+        step cloud-more 9
         step tempest-smoke 12
     else
         tail -n 30 "$STATE"/log/novalet.log 2>/dev/null
@@ -381,8 +382,8 @@ for s in "$@"; do
         root) step build 2 && step root 12 ;;
         bus) step bus 3 ;;
         cloud) step cloud 8 ;;
-        cloud-tests) step cloud-tests 11 ;;
-        cloud-more) step cloud-more 6 ;;
+        cloud-tests) step cloud-tests 10 ;;
+        cloud-more) step cloud-more 9 ;;
         tempest-smoke) step tempest-smoke 12 ;;
         cloud-down) step cloud-down 2 ;;
         net) step build 2 && for n in ${NET:-ovs ovs-hybrid ovn}; do echo "NET=$n"; NET=$n step net 30; done ;;

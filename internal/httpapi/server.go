@@ -46,7 +46,7 @@ type InstanceView struct {
 	TaskState novalet.TaskState `json:"task_state"`
 	State     string            `json:"state"` // the container's, or "absent"
 	PID       int               `json:"pid,omitempty"`
-	StartedAt time.Time         `json:"started_at"`
+	StartedAt time.Time         `json:"started_at,omitzero"`
 	OOMKills  int64             `json:"oom_kills,omitempty"`
 	Flavor    string            `json:"flavor"`
 	Addresses []string          `json:"addresses"`

@@ -34,4 +34,14 @@ func TestSyncExtra(t *testing.T) {
 	if _, err := c.Sync(ctx, w); err != nil || p.inventories["CUSTOM_LICENSE"].Total != 7 {
 		t.Errorf("inventories %+v, %v", p.inventories, err)
 	}
+	// It goes with its file, but not from under an instance.
+	s.consumers["i1"] = &consumer{held: map[string]map[string]any{w.UUID: {"resources": map[string]any{"CUSTOM_LICENSE": 1.0}}}}
+	w.Extra = nil
+	if _, err := c.Sync(ctx, w); err != nil || p.inventories["CUSTOM_LICENSE"].Total != 7 {
+		t.Errorf("held by an instance: inventories %+v, %v", p.inventories, err)
+	}
+	delete(s.consumers, "i1")
+	if _, err := c.Sync(ctx, w); err != nil || len(p.inventories) != len(w.Classes) {
+		t.Errorf("inventories %+v, %v", p.inventories, err)
+	}
 }

@@ -163,12 +163,10 @@ func (c *Client) create(ctx context.Context, p *provider, want *Want) error {
 
 func (p *provider) path(rest string) string { return "/resource_providers/" + p.uuid + rest }
 
-// inventories computes what the provider should have, and the ratios. Classes that are not ours stay.
+// inventories computes what the provider should have, and the ratios. Classes that are not ours go, as with Nova's own drivers
+// (update_provider_tree says all that there is): what an operator adds stands in a provider config file, and goes with it.
 func inventories(have map[string]Inventory, classes map[string]Class) (map[string]Inventory, map[string]float64) {
-	next := maps.Clone(have)
-	if next == nil {
-		next = map[string]Inventory{}
-	}
+	next := map[string]Inventory{}
 	ratios := map[string]float64{}
 	for name, cl := range classes {
 		old, there := have[name]
@@ -184,7 +182,6 @@ func inventories(have map[string]Inventory, classes map[string]Class) (map[strin
 		}
 		ratios[name] = ratio
 		if cl.Total <= 0 {
-			delete(next, name)
 			continue
 		}
 		next[name] = Inventory{

@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -33,7 +34,7 @@ func without(t *testing.T, fn func(), names ...string) {
 		must(t, syscall.Kill(-pid, syscall.SIGKILL)) // each is the head of a group of its own
 	}
 	defer func() {
-		if out, err := sh(t.Context(), "env", "NO_COMPUTE=1", "bash", "../../devstack/up.sh"); err != nil {
+		if out, err := sh(context.Background(), "env", "NO_COMPUTE=1", "bash", "../../devstack/up.sh"); err != nil {
 			t.Fatalf("start %v again: %v: %s", names, err, out)
 		}
 	}()
@@ -143,7 +144,7 @@ func saidOnce(t *testing.T, log string, lines ...string) {
 // TestBrokerRestarts: RabbitMQ is killed, and has forgotten every queue when it is back, while four servers are made, one is
 // deleted and one is stopped.
 func TestBrokerRestarts(t *testing.T) {
-	needSecond(t)
+	needAlone(t)
 	u := as(t, "demo")
 	image := appImage.id(t, u)
 	before := snapshot(t)
@@ -173,7 +174,7 @@ func TestBrokerRestarts(t *testing.T) {
 // TestConductorAway: the conductor is away for longer than an answer is waited for, while four servers are made, one is deleted
 // and one is stopped.
 func TestConductorAway(t *testing.T) {
-	needSecond(t)
+	needAlone(t)
 	u := as(t, "demo")
 	image := appImage.id(t, u)
 	before := snapshot(t)
@@ -254,7 +255,7 @@ func (w *way) close() {
 
 // TestTwoBrokers: of two brokers one goes away while a server is made, then the other while it is deleted.
 func TestTwoBrokers(t *testing.T) {
-	needSecond(t)
+	needAlone(t)
 	admin := as(t, "admin")
 	first, second := newWay(t), newWay(t)
 	second.close() // the agent begins with either, as oslo.messaging does

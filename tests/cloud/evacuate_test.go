@@ -33,7 +33,7 @@ func evacuate(t *testing.T, admin *user, id string) *servers.Server {
 // TestEvacuateReturn: the servers of a host that died run here, anew; when that host comes back it ends its own copy, and
 // only that.
 func TestEvacuateReturn(t *testing.T) {
-	needSecond(t)
+	needAlone(t)
 	admin := as(t, "admin")
 	image := appImage.id(t, admin)
 	before := snapshot(t)
@@ -84,7 +84,7 @@ func waitEvacuated(t *testing.T, admin *user, id string) {
 // TestEvacuateNetwork: a server of a dead stock nova-compute comes here with the address and the port it had, and its
 // network works.
 func TestEvacuateNetwork(t *testing.T) {
-	needSecond(t)
+	needAlone(t)
 	admin, demo := as(t, "admin"), as(t, "demo")
 	image := appImage.id(t, admin)
 	before := snapshot(t)

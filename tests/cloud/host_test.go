@@ -124,16 +124,18 @@ func allocations(t testing.TB) []string {
 	return out
 }
 
-func providerID(t testing.TB) string {
+func providerID(t testing.TB) string { return providerOf(t, computeHost()) }
+
+func providerOf(t testing.TB, host string) string {
 	t.Helper()
 	admin := as(t, "admin")
-	page, err := resourceproviders.List(admin.placement, resourceproviders.ListOpts{Name: computeHost()}).AllPages(context.Background())
+	page, err := resourceproviders.List(admin.placement, resourceproviders.ListOpts{Name: host}).AllPages(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
 	l, err := resourceproviders.ExtractResourceProviders(page)
 	if err != nil || len(l) != 1 {
-		t.Fatalf("resource provider %s: %v, %v", computeHost(), l, err)
+		t.Fatalf("resource provider %s: %v, %v", host, l, err)
 	}
 	return l[0].UUID
 }

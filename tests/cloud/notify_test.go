@@ -35,8 +35,8 @@ type told struct {
 	} `json:"payload"`
 }
 
-// listen binds a queue of its own to the notifications of the cloud's exchange, as a telemetry service does.
-func listen(t *testing.T) *heard {
+// brokerChannel opens a channel to the cloud's broker.
+func brokerChannel(t *testing.T) *amqp091.Channel {
 	t.Helper()
 	conf, err := os.ReadFile(filepath.Join(state(t), "etc", "nova-compute.conf"))
 	if err != nil {
@@ -50,12 +50,20 @@ func listen(t *testing.T) *heard {
 	if err != nil {
 		t.Fatalf("connect to the broker: %v", err)
 	}
-	var reading sync.WaitGroup
-	t.Cleanup(func() { _ = conn.Close(); reading.Wait() })
+	t.Cleanup(func() { _ = conn.Close() })
 	ch, err := conn.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ch
+}
+
+// listen binds a queue of its own to the notifications of the cloud's exchange, as a telemetry service does.
+func listen(t *testing.T) *heard {
+	t.Helper()
+	var reading sync.WaitGroup
+	t.Cleanup(reading.Wait)
+	ch := brokerChannel(t)
 	q, err := ch.QueueDeclare("", false, true, true, false, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +128,7 @@ func (h *heard) wait(t *testing.T, id string, events ...string) {
 
 // TestNotifications: a listener on the cloud's own broker hears of each action, in both forms.
 func TestNotifications(t *testing.T) {
-	needSecond(t)
+	needAlone(t)
 	admin := as(t, "admin")
 	ear := listen(t)
 	newSecondHost(t, "second", "[notifications]\nnotification_format = both\n[oslo_messaging_notifications]\ndriver = messagingv2\n")

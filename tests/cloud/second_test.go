@@ -17,13 +17,13 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/services"
 )
 
-// needSecond skips a test that others would notice: one that brings a second compute host into the cloud, to which their servers
+// needAlone skips a test that others would notice: one that brings a second compute host into the cloud, to which their servers
 // go, too, or takes something from it.
-func needSecond(t *testing.T) {
+func needAlone(t *testing.T) {
 	t.Helper()
 	state(t)
-	if os.Getenv("NOVALET_CLOUD_SECOND") == "" {
-		t.Skip("others on the cloud would notice: a second compute host, a broker that restarts: NOVALET_CLOUD_SECOND=1")
+	if os.Getenv("NOVALET_CLOUD_ALONE") == "" {
+		t.Skip("others on the cloud would notice: a second compute host, a broker that restarts: NOVALET_CLOUD_ALONE=1")
 	}
 }
 
