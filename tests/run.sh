@@ -201,7 +201,7 @@ step_cloud_tests() {
 # against the cloud's own Glance and Neutron.
 step_cloud_more() {
     local rc=0 password network alone
-    alone=$(awk '/^func Test/ {f = $2; sub(/\(.*/, "", f)} /needAlone\(t\)/ {print f}' tests/cloud/*_test.go | paste -sd '|')
+    alone=$(awk '/^func / {f = $2 ~ /^Test/ ? $2 : ""; sub(/\(.*/, "", f)} f != "" && /needAlone\(t\)|throughFault\(t,/ {print f}' tests/cloud/*_test.go | sort -u | paste -sd '|')
     password=$(<"$STATE/etc/password")
     # shellcheck source=/dev/null
     network=$(. "$STATE/openrc-admin"; openstack network show private -f value -c id) || return 1

@@ -63,10 +63,9 @@ func slowImage(t *testing.T, u *user) string {
 	return upload(t, u, imageSpec{name: "novalet-test-slow", container: "docker", disk: "raw"}, bytes.NewReader(dockerArchive(t, root, appConfig())))
 }
 
-// atWork makes servers and waits until the agent has the messages of all of them; one more is being deleted then, and one is
-// being stopped. The new ones have no network, for Neutron itself loses what its agents need to know of a port when the broker is
-// killed (the port stays DOWN, and no agent asks for it).
-func atWork(t *testing.T, u *user, prefix, image string, count int, deleted, stopped string) (ids []string) {
+// atWork makes servers and waits until the agent has the messages of all of them. They have no network, for Neutron itself loses
+// what its agents need to know of a port when the broker is killed (the port stays DOWN, and no agent asks for it).
+func atWork(t *testing.T, u *user, prefix, image string, count int) (ids []string) {
 	t.Helper()
 	create(t, u, bootOpts{name: prefix, image: image, count: count, noNet: true})
 	ids = serversNamed(t, u, prefix)
@@ -88,22 +87,35 @@ func atWork(t *testing.T, u *user, prefix, image string, count int, deleted, sto
 			}
 		}
 		if here == count {
-			break
+			return ids
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%d of %d servers are on the host", here, count)
 		}
 	}
-	must(t, servers.Stop(t.Context(), u.compute, stopped).ExtractErr())
-	must(t, servers.Delete(t.Context(), u.compute, deleted).ExtractErr())
-	// These two have no answer that would tell when the agent has them; they are on their way for some ten milliseconds.
-	time.Sleep(60 * time.Millisecond)
-	return ids
 }
 
-// undisturbed checks what a fault of the bus must leave: all that was asked is done, once, and nothing else.
-func undisturbed(t *testing.T, u *user, made []string, deleted, stopped string) {
+// throughFault lets a fault of the bus happen while four servers are made, one is stopped and one is deleted, and checks what it
+// must leave: all that was asked is done, once, nothing else has happened, and the log says lines once.
+func throughFault(t *testing.T, fault func(said func() string), lines ...string) {
 	t.Helper()
+	needAlone(t)
+	u := as(t, "demo")
+	image, slow := appImage.id(t, u), slowImage(t, u)
+	before := snapshot(t)
+	t.Cleanup(func() { unchanged(t, before) })
+	running := boot(t, u, bootOpts{name: "bus-running", image: image})
+	deleted := boot(t, u, bootOpts{name: "bus-deleted", image: image})
+	stopped := boot(t, u, bootOpts{name: "bus-stopped", image: image})
+	was := initPID(t, running.ID)
+	said := agentLog(t)
+	made := atWork(t, u, "bus-made", slow, 4)
+	must(t, servers.Stop(t.Context(), u.compute, stopped.ID).ExtractErr())
+	must(t, servers.Delete(t.Context(), u.compute, deleted.ID).ExtractErr())
+	// Nothing tells when the agent has these two messages: they are on their way for some ten milliseconds.
+	time.Sleep(60 * time.Millisecond)
+	fault(said)
+
 	for _, id := range made {
 		waitStatus(t, u, id, "ACTIVE")
 		// An answer that was lost is waited for for a minute (rpc_response_timeout); then the agent asks again.
@@ -114,13 +126,8 @@ func undisturbed(t *testing.T, u *user, made []string, deleted, stopped string) 
 			return nil
 		})
 	}
-	waitStatus(t, u, stopped, "SHUTOFF")
-	eventually(t, long, "the deleted one is gone", func() error {
-		if s, err := servers.Get(t.Context(), u.compute, deleted).Extract(); err == nil {
-			return fmt.Errorf("status %s, task %q", s.Status, s.TaskState)
-		}
-		return nil
-	})
+	waitStatus(t, u, stopped.ID, "SHUTOFF")
+	waitGone(t, u, deleted.ID)
 	eventually(t, long, "the service is up", func() error {
 		if out, err := novalet("health"); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -130,67 +137,36 @@ func undisturbed(t *testing.T, u *user, made []string, deleted, stopped string) 
 		}
 		return nil
 	})
-}
-
-func saidOnce(t *testing.T, log string, lines ...string) {
-	t.Helper()
+	if now := initPID(t, running.ID); now != was {
+		t.Errorf("init was %s, is %s", was, now)
+	}
 	for _, l := range lines {
-		if n := strings.Count(log, l); n != 1 {
-			t.Errorf("said %d times %q:\n%s", n, l, tail(log, 3000))
+		if n := strings.Count(said(), l); n != 1 {
+			t.Errorf("said %d times %q:\n%s", n, l, tail(said(), 3000))
 		}
 	}
 }
 
-// TestBrokerRestarts: RabbitMQ is killed, and has forgotten every queue when it is back, while four servers are made, one is
-// deleted and one is stopped.
+// TestBrokerRestarts: RabbitMQ is killed, and has forgotten every queue when it is back.
 func TestBrokerRestarts(t *testing.T) {
-	needAlone(t)
-	u := as(t, "demo")
-	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
-	running := boot(t, u, bootOpts{name: "bus-running", image: image})
-	deleted := boot(t, u, bootOpts{name: "bus-deleted", image: image})
-	stopped := boot(t, u, bootOpts{name: "bus-stopped", image: image})
-	was := initPID(t, running.ID)
-	said := agentLog(t)
-	made := atWork(t, u, "bus-made", slowImage(t, u), 4, deleted.ID, stopped.ID)
-	without(t, func() {
-		eventually(t, long, "the agent says that the broker is lost", func() error {
-			if !strings.Contains(said(), "lost the broker") {
-				return fmt.Errorf("it says %q", tail(said(), 500))
-			}
-			return nil
-		})
-		time.Sleep(10 * time.Second)
-	}, "rabbitmq")
-	undisturbed(t, u, made, deleted.ID, stopped.ID)
-	if now := initPID(t, running.ID); now != was {
-		t.Errorf("init was %s, is %s", was, now)
-	}
-	saidOnce(t, said(), "lost the broker", "connected to the broker again")
+	throughFault(t, func(said func() string) {
+		without(t, func() {
+			eventually(t, long, "the agent says that the broker is lost", func() error {
+				if !strings.Contains(said(), "lost the broker") {
+					return fmt.Errorf("it says %q", tail(said(), 500))
+				}
+				return nil
+			})
+			time.Sleep(10 * time.Second)
+		}, "rabbitmq")
+	}, "lost the broker", "connected to the broker again")
 }
 
-// TestConductorAway: the conductor is away for longer than an answer is waited for, while four servers are made, one is deleted
-// and one is stopped.
+// TestConductorAway: the conductor is away for longer than an answer is waited for.
 func TestConductorAway(t *testing.T) {
-	needAlone(t)
-	u := as(t, "demo")
-	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
-	running := boot(t, u, bootOpts{name: "bus-running", image: image})
-	deleted := boot(t, u, bootOpts{name: "bus-deleted", image: image})
-	stopped := boot(t, u, bootOpts{name: "bus-stopped", image: image})
-	was := initPID(t, running.ID)
-	said := agentLog(t)
-	made := atWork(t, u, "bus-made", slowImage(t, u), 4, deleted.ID, stopped.ID)
-	without(t, func() { time.Sleep(100 * time.Second) }, "nova-conductor")
-	undisturbed(t, u, made, deleted.ID, stopped.ID)
-	if now := initPID(t, running.ID); now != was {
-		t.Errorf("init was %s, is %s", was, now)
-	}
-	saidOnce(t, said(), "the conductor does not answer; waiting", "the conductor answers")
+	throughFault(t, func(func() string) {
+		without(t, func() { time.Sleep(100 * time.Second) }, "nova-conductor")
+	}, "the conductor does not answer; waiting", "the conductor answers")
 }
 
 // way is a way to the cloud's broker that can be closed and opened again.

@@ -241,6 +241,21 @@ func waitStatus(t testing.TB, u *user, id, status string) *servers.Server {
 	return last
 }
 
+// waitGone waits until there is no such server any more.
+func waitGone(t testing.TB, u *user, id string) {
+	t.Helper()
+	eventually(t, long, "server "+id+" goes", func() error {
+		s, err := servers.Get(t.Context(), u.compute, id).Extract()
+		switch {
+		case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
+			return nil
+		case err != nil:
+			return err
+		}
+		return fmt.Errorf("status %s, task %q", s.Status, s.TaskState)
+	})
+}
+
 // remove deletes a server and waits until it is gone. It may be called twice.
 func remove(t testing.TB, u *user, id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), long)

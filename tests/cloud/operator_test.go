@@ -59,15 +59,6 @@ func TestSoftDelete(t *testing.T) {
 			&gophercloud.RequestOpts{OkCodes: []int{http.StatusAccepted, http.StatusNoContent}})
 		must(t, err)
 	}
-	gone := func(id string) {
-		eventually(t, long, "the server goes", func() error {
-			s, err := servers.Get(t.Context(), admin.compute, id).Extract()
-			if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
-				return nil
-			}
-			return fmt.Errorf("%v, %v", s, err)
-		})
-	}
 	restored, forced := put("soft-restored"), put("soft-forced")
 	action(restored, "restore")
 	waitStatus(t, u, restored, "ACTIVE")
@@ -75,14 +66,14 @@ func TestSoftDelete(t *testing.T) {
 		t.Errorf("the restored one does not run: %v", err)
 	}
 	action(forced, "forceDelete")
-	gone(forced)
+	waitGone(t, admin, forced)
 	left := put("soft-left")
-	gone(left)
+	waitGone(t, admin, left)
 	// What was restored is not reclaimed.
 	time.Sleep(30 * time.Second)
 	waitStatus(t, u, restored, "ACTIVE")
 	action(restored, "forceDelete")
-	gone(restored)
+	waitGone(t, admin, restored)
 }
 
 // TestDeletedWhileAway: what Nova deletes by itself while the agent is away ends here when the agent is back.
