@@ -59,13 +59,16 @@ gotest() {
     if [ $rc != 0 ] && again "$log" "$@"; then
         return 0
     fi
-    if [ $rc != 0 ]; then
-        echo "   failed; from $log:"
-        grep -nE '^ *--- FAIL|^FAIL|panic:|DATA RACE|_test.go:[0-9]+:' "$log" | head -n 60
-        grep -nE '^(#|.*\.go:[0-9]+:[0-9]+:)' "$log" | head -n 10
-        blame "$log"
-    fi
+    [ $rc = 0 ] || quote "$log"
     return $rc
+}
+
+# quote LOG: what failed, and why.
+quote() {
+    echo "   failed; from $1:"
+    grep -nE '^ *--- FAIL|^FAIL|panic:|DATA RACE|_test.go:[0-9]+:' "$1" | head -n 60
+    grep -nE '^(#|.*\.go:[0-9]+:[0-9]+:)' "$1" | head -n 10
+    blame "$1"
 }
 
 # again LOG ARGS…: run the few tests that failed once more, alone, and name them. On a loaded machine, or with a whole
@@ -134,7 +137,6 @@ step_root() {
     packages "${ROOT_PKGS[@]}" || return 1
     NOVALET_ROOT_TESTS=1 gotest root.log -p 1 -count=1 -timeout 25m ./engine/... ./glancebridge/... ./network/... ./internal/... ./agent/... ./cmd/... ./tests/demo/... ./tests/scripts/...
 }
-# Another broker comes from the same package as the cloud's.
 BUS_PKGS=(rabbitmq-server python3-oslo.messaging iproute2 util-linux)
 # The bus against a RabbitMQ of its own and oslo.messaging, under the race detector. There nothing may be left out.
 step_bus() {
@@ -145,7 +147,7 @@ step_bus() {
     count "$log"
     grep -q '^ *--- PASS: TestBrokerRestarts' "$log" || rc=1
     ! grep '^ *--- SKIP' "$log" || rc=1
-    [ $rc = 0 ] || { echo "   failed; from $log:"; grep -nE '^ *--- FAIL|panic:|DATA RACE|_test.go:[0-9]+:' "$log" | head -n 60; tail -n 3 "$log"; blame "$log"; }
+    [ $rc = 0 ] || { quote "$log"; tail -n 3 "$log"; }
     return $rc
 }
 step_fuzz() {

@@ -129,8 +129,7 @@ func TestBadImages(t *testing.T) {
 	if err := os.WriteFile(stored("wrong-checksum"), turned, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s, err := tryCreate(t, u, bootOpts{name: "bad-" + c.name, image: ids[c.name]})

@@ -165,6 +165,13 @@ func processes(t testing.TB) []string {
 	return out
 }
 
+// leavesNothing holds the host and the cloud, at the end of the test, against what they are now.
+func leavesNothing(t testing.TB) {
+	t.Helper()
+	before := snapshot(t)
+	t.Cleanup(func() { unchanged(t, before) })
+}
+
 // unchanged fails the test unless the host, Neutron and Placement come back to what they were. Neutron's agents and
 // the kernel clean up behind the API's back, so it waits.
 func unchanged(t testing.TB, before []string) {

@@ -73,8 +73,7 @@ func TestKillRunning(t *testing.T) {
 func TestKillBuilding(t *testing.T) {
 	u := as(t, "demo")
 	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	// The moments are spread over a boot, which takes a second or two with its port.
 	for i, delay := range []time.Duration{100, 400, 800, 1300, 2000} {
 		s := create(t, u, bootOpts{name: fmt.Sprintf("kill-%d", i), image: image})
@@ -103,8 +102,7 @@ func TestKillBuilding(t *testing.T) {
 func TestKillDeleting(t *testing.T) {
 	u := as(t, "demo")
 	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	for i, delay := range []time.Duration{0, 50, 200} {
 		s := boot(t, u, bootOpts{name: fmt.Sprintf("kill-delete-%d", i), image: image})
 		must(t, servers.Delete(t.Context(), u.compute, s.ID).ExtractErr())
@@ -118,8 +116,7 @@ func TestKillDeleting(t *testing.T) {
 func TestDeleteOnFullDisk(t *testing.T) {
 	u := as(t, "demo")
 	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	records := filepath.Join(os.Getenv("NOVALET_CLOUD"), "novalet", "records")
 	kill9(t, func() {
 		kept := t.TempDir()

@@ -27,8 +27,7 @@ func inside(t testing.TB, id string, args ...string) string {
 func TestSnapshot(t *testing.T) {
 	u := as(t, "demo")
 	base := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	s := boot(t, u, bootOpts{name: "snapped", image: base, noNet: true})
 	inside(t, s.ID, "/bin/sh", "-c", "echo written >/root/mark; rm /www/index.html; chown 33:33 /root/mark; sync")
 	again := boot(t, u, bootOpts{name: "from-snapshot", image: takeSnapshot(t, u, s.ID).ID, noNet: true})
@@ -61,8 +60,7 @@ func takeSnapshot(t testing.TB, u *user, server string) *images.Image {
 func TestRebuild(t *testing.T) {
 	u := as(t, "demo")
 	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	s := boot(t, u, bootOpts{name: "rebuilt", image: image})
 	ip, port := fixedIP(t, u, s.ID)
 	inside(t, s.ID, "/bin/touch", "/root/mark")
@@ -82,8 +80,7 @@ func TestRebuild(t *testing.T) {
 func TestRescue(t *testing.T) {
 	u := as(t, "demo")
 	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	s := boot(t, u, bootOpts{name: "rescued", image: image, noNet: true})
 	inside(t, s.ID, "/bin/sh", "-c", "echo lost >/root/mark")
 	if _, err := servers.Rescue(t.Context(), u.compute, s.ID, servers.RescueOpts{AdminPass: "Abc123-xyz"}).Extract(); err != nil {
@@ -104,8 +101,7 @@ func TestRescue(t *testing.T) {
 func TestAttachInterface(t *testing.T) {
 	u := as(t, "demo")
 	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	s := boot(t, u, bootOpts{name: "two-legs", image: image})
 	got, err := attachinterfaces.Create(t.Context(), u.compute, s.ID, attachinterfaces.CreateOpts{NetworkID: networkID(t, u, "private")}).Extract()
 	if err != nil {
@@ -131,8 +127,7 @@ func TestAttachInterface(t *testing.T) {
 func TestShelve(t *testing.T) {
 	u := as(t, "demo")
 	image := appImage.id(t, u)
-	before := snapshot(t)
-	t.Cleanup(func() { unchanged(t, before) })
+	leavesNothing(t)
 	s := boot(t, u, bootOpts{name: "shelved", image: image})
 	ip, _ := fixedIP(t, u, s.ID)
 	inside(t, s.ID, "/bin/sh", "-c", "echo kept >/root/mark; sync")
