@@ -193,6 +193,13 @@ type Compute interface {
 	Diagnostics(ctx context.Context, instanceUUID string) (*Diagnostics, error)
 	// SetAdminPassword changes a password inside the running instance.
 	SetAdminPassword(ctx context.Context, instanceUUID string, user string, password Secret) error
+	// Quiesce has the running guest write what it has written to disk and stops it there, until Unquiesce, an operation that the
+	// guest has a part in, or ten minutes. It blocks until that is so. It may be repeated, which begins the time anew; an error
+	// means that the guest goes on. ErrInvalidState unless it runs; ErrBusy while an operation is under way or when it
+	// cannot be stopped.
+	Quiesce(ctx context.Context, instanceUUID string) error
+	// Unquiesce lets a quiesced guest go on. It records that and returns; one that is not quiesced, or not here, is left alone.
+	Unquiesce(instanceUUID string)
 	// CacheImages fetches images ahead of use: the result by image id.
 	CacheImages(ctx context.Context, rc RequestContext, ids []string) (map[string]string, error)
 	// Tracked lists the instances of this host. It does no I/O.

@@ -197,9 +197,13 @@ type Runtime interface {
 	Start(ctx context.Context, id string, c *ContainerSpec) error
 	// Stop sends the stop signal, waits, kills, and returns when nothing of it runs. The root stays.
 	Stop(ctx context.Context, id string, o StopOptions) error
-	// Freeze stops all processes where they are; Thaw lets them go on.
+	// Freeze stops all processes where they are; Thaw lets them go on. Processes of which one cannot be stopped go on
+	// (ErrBusy), as they do when ctx ends first.
 	Freeze(ctx context.Context, id string) error
 	Thaw(ctx context.Context, id string) error
+	// Sync writes to disk what a container that runs or is frozen has written to its files. It blocks until all is there, or
+	// ctx ends; the writing goes on then. ErrInvalidState when it is stopped.
+	Sync(ctx context.Context, id string) error
 	// Update changes the limits of a container, running or not.
 	Update(ctx context.Context, id string, l Limits) error
 	// Destroy ends the container at once and removes everything of it but what the options keep.

@@ -18,8 +18,7 @@ type crashCase struct {
 
 func crashCases() []crashCase {
 	const (
-		run, off, ice = novalet.ContainerRunning, novalet.ContainerStopped, novalet.ContainerPaused
-		pRun, pOff    = novalet.PowerRunning, novalet.PowerShutdown
+		pRun, pOff = novalet.PowerRunning, novalet.PowerShutdown
 	)
 	none := novalet.OperationArgs{}
 	stop := step{novalet.MethodStop, novalet.TaskPoweringOff, none, novalet.VMStopped, pOff, off}

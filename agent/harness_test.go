@@ -26,6 +26,9 @@ const (
 	diskImage = "3f0c2d8a-0000-4000-8000-0000000000dd"
 )
 
+// What a guest does.
+const run, off, ice = novalet.ContainerRunning, novalet.ContainerStopped, novalet.ContainerPaused
+
 // lab is a world with one agent on it.
 type lab struct {
 	t     testing.TB

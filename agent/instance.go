@@ -35,6 +35,8 @@ type instance struct {
 	power   novalet.PowerState
 	stale   bool // Neutron said that something changed while the list could not be read again
 	refresh bool // a refresh is under way
+	// quiesceStop ends a quiesce that is being done.
+	quiesceStop context.CancelCauseFunc
 	// netStop ends what holds netMu; deleting lets nothing new hold it for long.
 	netStop  context.CancelCauseFunc
 	deleting bool
@@ -274,6 +276,9 @@ func (in *instance) submit(op *novalet.Operation) (bool, error) {
 			return false
 		}
 		r.see(op.ID)
+		if in.quiesceStop != nil && !methods[op.Method].aside {
+			in.quiesceStop(errOvertaken)
+		}
 		if op.Method == novalet.MethodTerminate {
 			// A delete wins over everything: what waits will never run, what runs is told beside.
 			keep := 0

@@ -32,6 +32,8 @@ type method struct {
 	tellError, tellAlways bool
 	// steps are task_states that run itself sets on the way.
 	steps []novalet.TaskState
+	// aside: the guest has no part in it, and stays quiesced.
+	aside bool
 }
 
 // methods is filled by init to break the cycle between the table and the functions that look at it.
@@ -85,12 +87,12 @@ func init() {
 			vm: vm{novalet.VMShelved, novalet.VMActive, novalet.VMStopped, novalet.VMPaused, novalet.VMSuspended}, task: offloading},
 		novalet.MethodUnshelve: {event: "compute_unshelve_instance", action: novalet.ActionUnshelve, run: (*Agent).unshelveInstance,
 			vm: vm{novalet.VMShelved, novalet.VMShelvedOffloaded}, task: task{novalet.TaskUnshelving}, steps: task{novalet.TaskSpawning}},
-		novalet.MethodDetachIface:   {event: "compute_detach_interface", action: novalet.ActionInterfaceDetach, run: (*Agent).detachInterface},
-		novalet.MethodInjectNetwork: {event: "compute_inject_network_info", run: (*Agent).injectNetwork},
-		novalet.MethodResetNetwork:  {event: "compute_reset_network", run: (*Agent).injectNetwork},
-		novalet.MethodAddFixedIP:    {event: "compute_add_fixed_ip_to_instance", action: novalet.ActionAddFixedIP, run: (*Agent).addFixedIP},
-		novalet.MethodRemoveFixedIP: {event: "compute_remove_fixed_ip_from_instance", action: novalet.ActionRemoveFixedIP, run: (*Agent).removeFixedIP},
-		novalet.MethodTriggerCrash:  {event: "compute_trigger_crash_dump", action: novalet.ActionTriggerCrash, run: (*Agent).triggerCrashDump},
+		novalet.MethodDetachIface:   {aside: true, event: "compute_detach_interface", action: novalet.ActionInterfaceDetach, run: (*Agent).detachInterface},
+		novalet.MethodInjectNetwork: {aside: true, event: "compute_inject_network_info", run: (*Agent).injectNetwork},
+		novalet.MethodResetNetwork:  {aside: true, event: "compute_reset_network", run: (*Agent).injectNetwork},
+		novalet.MethodAddFixedIP:    {aside: true, event: "compute_add_fixed_ip_to_instance", action: novalet.ActionAddFixedIP, run: (*Agent).addFixedIP},
+		novalet.MethodRemoveFixedIP: {aside: true, event: "compute_remove_fixed_ip_from_instance", action: novalet.ActionRemoveFixedIP, run: (*Agent).removeFixedIP},
+		novalet.MethodTriggerCrash:  {aside: true, event: "compute_trigger_crash_dump", action: novalet.ActionTriggerCrash, run: (*Agent).triggerCrashDump},
 	}
 }
 
@@ -141,6 +143,7 @@ func (a *Agent) execute(ctx context.Context, in *instance, op *novalet.Operation
 		err = a.failed(ctx, in, op, &refused, err)
 	} else {
 		a.tellStart(in, op, m)
+		a.rouse(in, op.Method)
 		if err = m.run(a, ctx, in, op); err != nil && !m.own && !errors.Is(context.Cause(ctx), errShutdown) {
 			err = a.failed(ctx, in, op, m, err)
 		}
@@ -202,8 +205,8 @@ func (a *Agent) failed(ctx context.Context, in *instance, op *novalet.Operation,
 		fields["vm_state"] = novalet.VMError
 	}
 	if st, serr := a.runtime.Status(ctx, in.uuid); serr == nil {
-		fields["power_state"] = powerOf(st.State)
-		in.setPower(powerOf(st.State))
+		fields["power_state"] = in.powerOf(st.State)
+		in.setPower(in.powerOf(st.State))
 	}
 	expected := append(append(append([]novalet.TaskState{}, m.task...), m.steps...), novalet.TaskNone)
 	if serr := a.save(ctx, in, op.Context, expected, fields); serr != nil {
@@ -278,6 +281,14 @@ func (e *actionEvent) finish(opErr error) {
 			e.log.Warn("end of event is not recorded", "event", e.name, "err", err)
 		}
 	})
+}
+
+// powerOf is Nova's word for what the instance's container does. One that is quiesced has not changed its state.
+func (in *instance) powerOf(s novalet.ContainerState) novalet.PowerState {
+	if s == novalet.ContainerPaused && in.quiesced() {
+		return novalet.PowerRunning
+	}
+	return powerOf(s)
 }
 
 // powerOf is Nova's word for what a container does.

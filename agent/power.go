@@ -231,7 +231,7 @@ func (a *Agent) rebootInstance(ctx context.Context, in *instance, op *novalet.Op
 	power := novalet.PowerShutdown
 	st, serr := a.runtime.Status(ctx, in.uuid)
 	if serr == nil {
-		power = powerOf(st.State)
+		power = in.powerOf(st.State)
 	}
 	if power != novalet.PowerRunning {
 		vm = novalet.VMError

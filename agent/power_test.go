@@ -43,8 +43,7 @@ func (l *lab) take(uuid string, s step) {
 
 func TestLife(t *testing.T) {
 	const (
-		run, off, ice = novalet.ContainerRunning, novalet.ContainerStopped, novalet.ContainerPaused
-		pRun, pOff    = novalet.PowerRunning, novalet.PowerShutdown
+		pRun, pOff = novalet.PowerRunning, novalet.PowerShutdown
 	)
 	clean := novalet.OperationArgs{CleanShutdown: true}
 	l := newLab(t)

@@ -16,7 +16,8 @@ const (
 )
 
 // Run does the periodic work until ctx or the agent ends: it follows what containers do by themselves, compares power
-// states, reaps deleted instances, reclaims soft-deleted ones, collects images, and tries again what is left to undo.
+// states, reaps deleted instances, reclaims soft-deleted ones, collects images, tries again what is left to undo, and lets guests go on
+// that nobody unquiesces.
 // Call it once, after Recover.
 func (a *Agent) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -59,6 +60,7 @@ func (a *Agent) Run(ctx context.Context) {
 	every(undoInterval, false, "undo", func(context.Context) error {
 		for _, in := range a.all() {
 			in.retryUndo()
+			in.quiesceOver()
 		}
 		return nil
 	})
@@ -127,7 +129,7 @@ func (a *Agent) syncPower(ctx context.Context) error {
 		in.mu.Lock()
 		busy := in.busy || len(in.rec.Ops) > 0
 		in.mu.Unlock()
-		power := powerSeen(row.VMState, state[row.UUID])
+		power := in.powerSeen(row.VMState, state[row.UUID])
 		if !busy && (power != row.PowerState || stray(row.VMState, power) != "") {
 			in.post(func(ctx context.Context) { a.evaluate(ctx, in) })
 		}
@@ -136,11 +138,11 @@ func (a *Agent) syncPower(ctx context.Context) error {
 }
 
 // powerSeen is the power_state of a container for an instance in a vm_state: a suspended one is frozen like a paused one.
-func powerSeen(vm novalet.VMState, s novalet.ContainerState) novalet.PowerState {
+func (in *instance) powerSeen(vm novalet.VMState, s novalet.ContainerState) novalet.PowerState {
 	if vm == novalet.VMSuspended && s == novalet.ContainerPaused {
 		return novalet.PowerSuspended
 	}
-	return powerOf(s)
+	return in.powerOf(s)
 }
 
 // stray says what is to be done about an instance whose guest does something else than its vm_state
@@ -193,7 +195,7 @@ func (a *Agent) evaluateRow(ctx context.Context, in *instance) error {
 	} else if !errors.Is(err, novalet.ErrNotFound) {
 		return fmt.Errorf("read container: %w", err)
 	}
-	power := powerSeen(row.VMState, state)
+	power := in.powerSeen(row.VMState, state)
 	in.setPower(power)
 	none := []novalet.TaskState{novalet.TaskNone}
 	rc := a.conductor.NewContext()

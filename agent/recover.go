@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/novalet/novalet"
 )
@@ -225,8 +226,9 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 		}
 		rec.Resident = true
 	})
-	in.setPower(powerSeen(row.VMState, st.State))
+	in.setPower(in.powerSeen(row.VMState, st.State))
 	a.announce(in)
+	r.quiesce(in, st)
 	if in.first() != nil {
 		in.refreshOps(row)
 		return nil
@@ -236,6 +238,15 @@ func (r *recovery) settle(ctx context.Context, uuid string) error {
 	}
 	r.table(in, row, st)
 	return nil
+}
+
+// quiesce leaves a guest quiesced that the agent before has said is, and lets one go on that it had not come so far with.
+func (r *recovery) quiesce(in *instance, st novalet.ContainerStatus) {
+	var until *time.Time
+	in.read(func(rec *record) { until = rec.Quiesced })
+	if until != nil && (st.State != novalet.ContainerPaused || !r.a.now().Before(*until)) {
+		in.post(func(context.Context) { r.a.endQuiesce(in) })
+	}
 }
 
 // deleted handles an instance that was deleted while the agent was away.
@@ -325,6 +336,9 @@ func (in *instance) refreshOps(row *novalet.Instance) {
 func (r *recovery) table(in *instance, row *novalet.Instance, st novalet.ContainerStatus) {
 	a := r.a
 	running, paused := st.State == novalet.ContainerRunning, st.State == novalet.ContainerPaused
+	if paused && in.quiesced() {
+		running, paused = true, false
+	}
 	vm, task := row.VMState, row.TaskState
 	own := func(m novalet.Method, args novalet.OperationArgs) {
 		in.post(func(ctx context.Context) { a.ownOperation(ctx, in, m, args) })
@@ -412,7 +426,7 @@ func (a *Agent) replug(ctx context.Context, in *instance, netns string) {
 func (a *Agent) putState(ctx context.Context, in *instance, expected []novalet.TaskState, vm novalet.VMState) {
 	power := novalet.PowerShutdown
 	if st, err := a.runtime.Status(ctx, in.uuid); err == nil {
-		power = powerOf(st.State)
+		power = in.powerOf(st.State)
 	}
 	if err := a.settleAs(ctx, in, a.conductor.NewContext(), expected, vm, power, nil); err != nil && ctx.Err() == nil {
 		in.log.Warn("state is not put right", "err", err)
@@ -426,6 +440,7 @@ func (a *Agent) putState(ctx context.Context, in *instance, expected []novalet.T
 func (a *Agent) ownOperation(ctx context.Context, in *instance, m novalet.Method, args novalet.OperationArgs) {
 	op := &novalet.Operation{ID: "own", Method: m, Context: a.conductor.NewContext(), Instance: *in.view(), Args: args, Received: a.now()}
 	what := methods[m]
+	a.rouse(in, m)
 	err := what.run(a, ctx, in, op)
 	if err != nil && !what.own && ctx.Err() == nil {
 		err = a.failed(ctx, in, op, what, err)

@@ -15,7 +15,6 @@ import (
 
 // Nova's repair table: the row and the guest as a restart finds them, and what must become of both.
 func TestRepairTable(t *testing.T) {
-	run, off, ice := novalet.ContainerRunning, novalet.ContainerStopped, novalet.ContainerPaused
 	for _, c := range []struct {
 		name  string
 		vm    novalet.VMState
@@ -381,7 +380,6 @@ func TestGuestEndsByItself(t *testing.T) {
 
 // Every vm_state against what the guest does.
 func TestSyncPowerStates(t *testing.T) {
-	run, off, ice := novalet.ContainerRunning, novalet.ContainerStopped, novalet.ContainerPaused
 	for _, c := range []struct {
 		vm    novalet.VMState
 		guest novalet.ContainerState

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/novalet/novalet"
 	"github.com/novalet/novalet/internal/statefile"
@@ -63,6 +64,9 @@ type record struct {
 	Pending *pending `json:"pending,omitempty"`
 	// Console: a console was opened, so there may be tokens to clean.
 	Console bool `json:"console,omitempty"`
+	// Quiesced is until when the guest is stopped by quiesce_instance at the latest; a time that has passed while that is being done
+	// or undone.
+	Quiesced *time.Time `json:"quiesced,omitempty"`
 	// Rescue is set while the instance is rescued.
 	Rescue *rescueState `json:"rescue,omitempty"`
 }

@@ -137,8 +137,9 @@ type Engine struct {
 	warm      []*warmSlot
 	warming   bool
 	spawning  sync.Mutex
-	trash     atomic.Int64 // who wants it emptied
-	pool      sync.Mutex   // taking a disk made in advance, and mounting it where it waits
+	trash     atomic.Int64  // who wants it emptied
+	syncs     chan struct{} // syncsAtOnce
+	pool      sync.Mutex    // taking a disk made in advance, and mounting it where it waits
 	// fresh is the room of unused disks, by the directory where they wait. pool is held.
 	fresh map[string]rootfs.Room
 }
@@ -200,7 +201,7 @@ func Open(o Options) (*Engine, error) {
 		prog.Close()
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
-	e := &Engine{o: o, log: o.Logger, cg: cg, prog: prog, bootID: strings.TrimSpace(string(boot)),
+	e := &Engine{o: o, log: o.Logger, syncs: make(chan struct{}, syncsAtOnce), cg: cg, prog: prog, bootID: strings.TrimSpace(string(boot)),
 		instances: map[string]*instance{}, slots: map[int]string{}, broken: map[string]bool{}, keepers: map[string]*keeper{}, subs: map[*subscriber]struct{}{}, filling: map[string]bool{}, fresh: map[string]rootfs.Room{}}
 	for i := range runtime.NumCPU() {
 		e.cpus = append(e.cpus, i)

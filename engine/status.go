@@ -209,7 +209,7 @@ func (e *Engine) freeze(ctx context.Context, id string, on bool) error {
 	if st.State != novalet.ContainerRunning && st.State != novalet.ContainerPaused {
 		return fmt.Errorf("freeze container %s: %w: it is %s", id, novalet.ErrInvalidState, st.State)
 	}
-	return e.group(in.rec.Slot).Freeze(on)
+	return e.group(in.rec.Slot).Freeze(ctx, on)
 }
 
 // Update implements novalet.Runtime.

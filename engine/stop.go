@@ -33,7 +33,7 @@ func (e *Engine) end(ctx context.Context, in *instance, timeout time.Duration) e
 	}
 	g := e.group(rec.Slot)
 	if g.Frozen() {
-		if err := g.Freeze(false); err != nil {
+		if err := g.Freeze(ctx, false); err != nil {
 			return err
 		}
 	}

@@ -206,6 +206,40 @@ func TestSetAdminPassword(t *testing.T) {
 	}
 }
 
+// TestQuiesce: whatever keeps a guest from being quiesced is said in the words after which nova-api goes on without.
+func TestQuiesce(t *testing.T) {
+	b := started(t, "zed")
+	inst := b.instance(map[string]any{"task_state": "image_snapshot_pending"})
+	if raw, err := b.call("quiesce_instance", map[string]any{"instance": inst}); err != nil || string(raw) != "null" {
+		t.Errorf("quiesce_instance: %s (%v)", raw, err)
+	}
+	b.cast("unquiesce_instance", map[string]any{"instance": inst, "mapping": []any{map[string]any{"source_type": "snapshot", "snapshot_id": "s"}}})
+	want := []string{"quiesce " + instUUID, "unquiesce " + instUUID}
+	b.eventually("both are asked of the agent", func() bool {
+		b.agent.mu.Lock()
+		defer b.agent.mu.Unlock()
+		return slices.Equal(b.agent.quiesced, want)
+	})
+	for err, text := range map[error]string{
+		novalet.ErrInvalidState: "not running", novalet.ErrBusy: "busy", errors.New("syncfs /var/lib/x: input/output error"): "written to disk",
+	} {
+		b.agent.set(func() { b.agent.err = err })
+		e := b.refused("quiesce_instance", map[string]any{"instance": inst})
+		if e.Class != "InstanceQuiesceNotSupported" || e.Module != "nova.exception" || !strings.Contains(e.Message, text) || strings.Contains(e.Message, "/var") {
+			t.Errorf("%v: %+v", err, e)
+		}
+	}
+	b.agent.set(func() { b.agent.err = novalet.ErrNotFound })
+	if e := b.refused("quiesce_instance", map[string]any{"instance": inst}); e.Class != "InstanceNotFound" {
+		t.Errorf("of an instance that is not here: %s", e.Class)
+	}
+	if n := len(b.conductor.Find("InstanceFault", "instance_uuid", instUUID)); n != 0 || b.logs.count("method=quiesce_instance") == 0 {
+		t.Errorf("%d faults, %s", n, b.logs.b.String())
+	}
+	b.cast("unquiesce_instance", map[string]any{"instance": 5})
+	b.eventually("a word about it", func() bool { return b.logs.count("method=unquiesce_instance") == 1 })
+}
+
 func TestHostCalls(t *testing.T) {
 	b := started(t, "zed")
 	raw, err := b.call("get_host_uptime", map[string]any{})
@@ -250,7 +284,7 @@ func TestRefusedCalls(t *testing.T) {
 	for method, want := range map[string]string{
 		"get_vnc_console": nova + ".ConsoleTypeUnavailable", "get_spice_console": nova + ".ConsoleTypeUnavailable",
 		"get_mks_console": nova + ".ConsoleTypeUnavailable", "get_rdp_console": "builtins.NotImplementedError",
-		"quiesce_instance": nova + ".InstanceQuiesceNotSupported", "reserve_block_device_name": nova + ".InvalidVolume",
+		"reserve_block_device_name": nova + ".InvalidVolume",
 		"prep_snapshot_based_resize_at_dest": nova + ".MigrationPreCheckError", "check_can_live_migrate_destination": nova + ".MigrationPreCheckError",
 		"check_can_live_migrate_source": nova + ".MigrationPreCheckError", "prep_snapshot_based_resize_at_source": "builtins.NotImplementedError",
 		"finish_snapshot_based_resize_at_dest": "builtins.NotImplementedError", "confirm_snapshot_based_resize_at_source": "builtins.NotImplementedError",
@@ -343,7 +377,7 @@ func TestIgnored(t *testing.T) {
 	inst := b.instance(nil)
 	for method, want := range map[string]string{
 		"confirm_resize": "null", "check_instance_shared_storage": "false", "remove_volume_connection": "null",
-		"rollback_live_migration_at_destination": "null", "unquiesce_instance": "null",
+		"rollback_live_migration_at_destination": "null",
 	} {
 		if raw, err := b.call(method, map[string]any{"instance": inst, "data": "x"}); err != nil || string(raw) != want {
 			t.Errorf("%s: %s (%v)", method, raw, err)

@@ -40,6 +40,7 @@ type fakeAgent struct {
 	lines     int
 	port      int
 	password  novalet.Secret
+	quiesced  []string // what was asked, in order
 	wait      chan struct{} // if set, CacheImages waits for it
 }
 
@@ -101,6 +102,19 @@ func (a *fakeAgent) SetAdminPassword(_ context.Context, _, _ string, p novalet.S
 	defer a.mu.Unlock()
 	a.password = p
 	return a.err
+}
+
+func (a *fakeAgent) Quiesce(_ context.Context, uuid string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.quiesced = append(a.quiesced, "quiesce "+uuid)
+	return a.err
+}
+
+func (a *fakeAgent) Unquiesce(uuid string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.quiesced = append(a.quiesced, "unquiesce "+uuid)
 }
 
 func (a *fakeAgent) CacheImages(ctx context.Context, _ novalet.RequestContext, ids []string) (map[string]string, error) {

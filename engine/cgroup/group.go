@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -257,16 +258,17 @@ func (g *Group) cpusetInit() error {
 	return nil
 }
 
-// Freeze stops or resumes all processes, and returns when they have.
-func (g *Group) Freeze(frozen bool) error {
-	dir, file, val, done := g.v2(), "cgroup.freeze", "0", "frozen 0"
+// Freeze stops or resumes all processes, and returns when they have, or ctx ends. Processes that cannot all be stopped go on:
+// one that waits for a device or a file server does not stop before it has its answer (ErrBusy after 30 seconds).
+func (g *Group) Freeze(ctx context.Context, frozen bool) error {
+	dir, file, val, back, done := g.v2(), "cgroup.freeze", "0", "0", "frozen 0"
 	if frozen {
 		val, done = "1", "frozen 1"
 	}
 	state := "cgroup.events"
 	if dir == "" {
 		dir, file, state = g.v1("freezer"), "freezer.state", "freezer.state"
-		val = "THAWED"
+		val, back = "THAWED", "THAWED"
 		if frozen {
 			val = "FROZEN"
 		}
@@ -288,8 +290,12 @@ func (g *Group) Freeze(frozen bool) error {
 				return nil
 			}
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("freeze: %w: processes did not stop", novalet.ErrBusy)
+		err = context.Cause(ctx)
+		if err == nil && time.Now().After(deadline) {
+			err = fmt.Errorf("%w: processes did not stop", novalet.ErrBusy)
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("freeze: %w", err), write(dir, file, back))
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -317,8 +323,8 @@ func (g *Group) Kill() error {
 		}
 	}
 	// Without cgroup.kill: freeze so that nothing forks, signal all, thaw.
-	_ = g.Freeze(true)
-	defer g.Freeze(false)
+	_ = g.Freeze(context.Background(), true)
+	defer g.Freeze(context.Background(), false)
 	for _, pid := range g.procs() {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("kill process %d: %w", pid, err)

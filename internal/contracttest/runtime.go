@@ -71,6 +71,7 @@ func Runtime(t *testing.T, fixture func(t *testing.T) *RuntimeFixture) {
 		is(t, "start", r.Start(ctx, containerID, f.Spec), novalet.ErrNotFound)
 		is(t, "freeze", r.Freeze(ctx, containerID), novalet.ErrNotFound)
 		is(t, "thaw", r.Thaw(ctx, containerID), novalet.ErrNotFound)
+		is(t, "sync", r.Sync(ctx, containerID), novalet.ErrNotFound)
 		is(t, "update", r.Update(ctx, containerID, sandbox.Limits), novalet.ErrNotFound)
 		_, err = r.Stats(ctx, containerID)
 		is(t, "stats", err, novalet.ErrNotFound)
@@ -105,8 +106,10 @@ func Runtime(t *testing.T, fixture func(t *testing.T) *RuntimeFixture) {
 		}
 		twice(t, "freeze", func() error { return r.Freeze(ctx, containerID) })
 		state(t, ctx, f, novalet.ContainerPaused)
+		twice(t, "sync of what is frozen", func() error { return r.Sync(ctx, containerID) })
 		twice(t, "thaw", func() error { return r.Thaw(ctx, containerID) })
 		state(t, ctx, f, novalet.ContainerRunning)
+		twice(t, "sync", func() error { return r.Sync(ctx, containerID) })
 		if _, err := r.Stats(ctx, containerID); err != nil {
 			t.Errorf("stats: %v", err)
 		}
@@ -120,6 +123,7 @@ func Runtime(t *testing.T, fixture func(t *testing.T) *RuntimeFixture) {
 		_, err = r.Stats(ctx, containerID)
 		is(t, "stats of a stopped container", err, novalet.ErrInvalidState)
 		is(t, "freeze of a stopped container", r.Freeze(ctx, containerID), novalet.ErrInvalidState)
+		is(t, "sync of a stopped container", r.Sync(ctx, containerID), novalet.ErrInvalidState)
 		twice(t, "destroy", func() error { return r.Destroy(ctx, containerID, novalet.DestroyOptions{}) })
 		_, err = r.Status(ctx, containerID)
 		is(t, "status of a destroyed container", err, novalet.ErrNotFound)

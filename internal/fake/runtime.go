@@ -22,6 +22,7 @@ type container struct {
 	typed   bytes.Buffer
 	stops   []time.Duration
 	starts  int
+	syncs   []novalet.ContainerState
 }
 
 type runtimeState struct {
@@ -99,6 +100,16 @@ func (s *runtimeState) Stops(id string) []time.Duration {
 	defer s.rmu.Unlock()
 	if c := s.containers[id]; c != nil {
 		return slices.Clone(c.stops)
+	}
+	return nil
+}
+
+// Syncs returns the states in which a container was synced.
+func (s *runtimeState) Syncs(id string) []novalet.ContainerState {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	if c := s.containers[id]; c != nil {
+		return slices.Clone(c.syncs)
 	}
 	return nil
 }
@@ -239,6 +250,17 @@ func (r *Runtime) Thaw(ctx context.Context, id string) error {
 			return fmt.Errorf("thaw %s: %s: %w", id, c.status.State, novalet.ErrInvalidState)
 		}
 		c.status.State = novalet.ContainerRunning
+		return nil
+	})
+}
+
+// Sync implements novalet.Runtime.
+func (r *Runtime) Sync(ctx context.Context, id string) error {
+	return r.on(ctx, "Runtime.Sync", id, func(c *container) error {
+		if c.status.State != novalet.ContainerRunning && c.status.State != novalet.ContainerPaused {
+			return fmt.Errorf("sync %s: %s: %w", id, c.status.State, novalet.ErrInvalidState)
+		}
+		c.syncs = append(c.syncs, c.status.State)
 		return nil
 	})
 }
