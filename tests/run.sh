@@ -239,7 +239,7 @@ step_sriov() {
     "$GO" vet -tags standin ./network/... && "$GO" build -trimpath -buildvcs=false -tags shim,standin -o "$NOVALET_BIN" ./cmd/novalet && step_net
 }
 # The life of a server on a cloud of the newest release, which is brought up for it and taken down.
-RELEASE_TESTS='^(TestRelease|TestFirstServer|TestRegistration|TestDisable|TestLifecycle|TestDeleteEvent|TestNetwork|TestMachine|TestSnapshot|TestRebuild|TestRescue|TestAttachInterface|TestShelve|TestHeat|TestKill.*)$'
+RELEASE_TESTS='^(TestRelease|TestFirstServer|TestRegistration|TestDisable|TestLifecycle|TestDeleteEvent|TestNetwork|TestMachine|TestSnapshot|TestRebuild|TestRescue|TestAttachInterface|TestShelve|TestHeat|TestQuiesce|TestKill.*)$'
 step_release() {
     local rc=0
     export RELEASE=${RELEASE:-2026.2} WITH_HORIZON=0
