@@ -21,11 +21,12 @@ var (
 	errQuiesceLate = fmt.Errorf("the guest did not stop, or its files were not on disk, within %v: %w", quiesceWithin, novalet.ErrBusy)
 )
 
-// quiesced says whether the guest is stopped by a quiesce, or about to be.
+// quiesced says whether the guest is stopped by a quiesce, or about to be. One that is paused since is stopped by that.
 func (in *instance) quiesced() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.rec.Quiesced != nil
+	vm := in.rec.Instance.VMState
+	return in.rec.Quiesced != nil && vm != novalet.VMPaused && vm != novalet.VMSuspended
 }
 
 // Quiesce implements novalet.Compute. It runs on the instance's goroutine but waits there for no operation, and the next
@@ -159,11 +160,12 @@ func (a *Agent) rouse(in *instance, m novalet.Method) {
 // endQuiesce lets a quiesced guest go on. It runs on the instance's goroutine, and whatever ended. One that could not be thawed
 // stays marked: quiesceOver tries again.
 func (a *Agent) endQuiesce(in *instance) {
-	if !in.quiesced() {
+	var marked bool
+	in.read(func(r *record) { marked = r.Quiesced != nil })
+	if !marked {
 		return
 	}
-	// A guest that is paused since stays where it is.
-	if vm := in.view().VMState; vm != novalet.VMPaused && vm != novalet.VMSuspended {
+	if in.quiesced() {
 		err := a.runtime.Thaw(context.WithoutCancel(a.ctx), in.uuid)
 		if err != nil && !errors.Is(err, novalet.ErrNotFound) && !errors.Is(err, novalet.ErrInvalidState) {
 			in.log.Error("a quiesced guest does not go on", "err", err)

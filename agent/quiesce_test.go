@@ -29,13 +29,20 @@ func (l *lab) goesOn(uuid string) {
 	l.t.Helper()
 	eventually(l.t, "the guest goes on", func() bool { return l.world.State(uuid) == run && l.idle(uuid) })
 	l.checkRunning(uuid)
+	if l.marked(uuid) {
+		l.t.Error("it is still marked")
+	}
+}
+
+// marked says whether an instance's record has it quiesced.
+func (l *lab) marked(uuid string) (yes bool) {
+	l.t.Helper()
 	in, err := l.agent.lookup(uuid)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	if in.quiesced() {
-		l.t.Error("it is still marked")
-	}
+	in.read(func(r *record) { yes = r.Quiesced != nil })
+	return yes
 }
 
 // What the guest has written is on disk twice: most of it before it stops, all of it after.
@@ -197,6 +204,23 @@ func TestQuiesceOvertaken(t *testing.T) {
 			}
 		})
 	}
+	t.Run("pause of a guest that could not be thawed", func(t *testing.T) {
+		l := newLab(t)
+		uuid := l.boot()
+		l.quiesce(uuid)
+		l.h.Faults.Fail("Runtime.Thaw", novalet.ErrBusy, 1)
+		pause(l, uuid)
+		if l.marked(uuid) {
+			t.Error("it is still marked")
+		}
+		if err := l.agent.syncPower(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the agent is idle", func() bool { return l.idle(uuid) })
+		if p := l.world.Row(uuid).PowerState; p != novalet.PowerPaused {
+			t.Errorf("its power state is %d", p)
+		}
+	})
 	t.Run("a detached interface", func(t *testing.T) {
 		l := newLab(t)
 		uuid := l.boot()

@@ -284,7 +284,7 @@ func TestRefusedCalls(t *testing.T) {
 	for method, want := range map[string]string{
 		"get_vnc_console": nova + ".ConsoleTypeUnavailable", "get_spice_console": nova + ".ConsoleTypeUnavailable",
 		"get_mks_console": nova + ".ConsoleTypeUnavailable", "get_rdp_console": "builtins.NotImplementedError",
-		"reserve_block_device_name": nova + ".InvalidVolume",
+		"reserve_block_device_name":          nova + ".InvalidVolume",
 		"prep_snapshot_based_resize_at_dest": nova + ".MigrationPreCheckError", "check_can_live_migrate_destination": nova + ".MigrationPreCheckError",
 		"check_can_live_migrate_source": nova + ".MigrationPreCheckError", "prep_snapshot_based_resize_at_source": "builtins.NotImplementedError",
 		"finish_snapshot_based_resize_at_dest": "builtins.NotImplementedError", "confirm_snapshot_based_resize_at_source": "builtins.NotImplementedError",

@@ -40,7 +40,7 @@ type fakeAgent struct {
 	lines     int
 	port      int
 	password  novalet.Secret
-	quiesced  []string // what was asked, in order
+	quiesced  []string      // what was asked, in order
 	wait      chan struct{} // if set, CacheImages waits for it
 }
 
