@@ -24,6 +24,16 @@ func (l *lab) quiesce(uuid string) {
 	}
 }
 
+// quiesceHangs begins a quiesce and leaves it waiting for a disk that hangs until release is called.
+func (l *lab) quiesceHangs(uuid string) (ended <-chan error, release func()) {
+	l.t.Helper()
+	release = l.h.Faults.Block("Runtime.Sync")
+	answer := make(chan error, 1)
+	go func() { answer <- l.agent.Quiesce(context.Background(), uuid) }()
+	eventually(l.t, "the quiesce is under way", func() bool { return l.h.Faults.Calls("Runtime.Sync") > 0 })
+	return answer, release
+}
+
 // goesOn waits until the guest runs, and asserts that Nova sees no difference and no mark is left.
 func (l *lab) goesOn(uuid string) {
 	l.t.Helper()
@@ -193,11 +203,8 @@ func TestQuiesceOvertaken(t *testing.T) {
 		t.Run(name+" while it is being done", func(t *testing.T) {
 			l := newLab(t)
 			uuid := l.boot()
-			release := l.h.Faults.Block("Runtime.Sync")
+			ended, release := l.quiesceHangs(uuid)
 			defer release()
-			ended := make(chan error)
-			go func() { ended <- l.agent.Quiesce(context.Background(), uuid) }()
-			eventually(t, "the quiesce is under way", func() bool { return l.h.Faults.Calls("Runtime.Sync") > 0 })
 			operate(l, uuid) // the disk hangs all the while
 			if err := <-ended; !errors.Is(err, novalet.ErrBusy) {
 				t.Errorf("the quiesce ended with %v", err)
@@ -240,10 +247,7 @@ func TestQuiesceOvertaken(t *testing.T) {
 	t.Run("unquiesce while it is being done", func(t *testing.T) {
 		l := newLab(t)
 		uuid := l.boot()
-		release := l.h.Faults.Block("Runtime.Sync")
-		ended := make(chan error)
-		go func() { ended <- l.agent.Quiesce(context.Background(), uuid) }()
-		eventually(t, "the quiesce is under way", func() bool { return l.h.Faults.Calls("Runtime.Sync") > 0 })
+		ended, release := l.quiesceHangs(uuid)
 		l.agent.Unquiesce(uuid)
 		release()
 		if err := <-ended; !errors.Is(err, novalet.ErrBusy) {
@@ -322,11 +326,8 @@ func TestCrashWhileQuiescing(t *testing.T) {
 	t.Run("closed", func(t *testing.T) {
 		l := newLab(t)
 		uuid := l.boot()
-		release := l.h.Faults.Block("Runtime.Sync")
+		ended, release := l.quiesceHangs(uuid)
 		defer release()
-		ended := make(chan error)
-		go func() { ended <- l.agent.Quiesce(context.Background(), uuid) }()
-		eventually(t, "the quiesce is under way", func() bool { return l.h.Faults.Calls("Runtime.Sync") > 0 })
 		l.close()
 		if err := <-ended; err == nil {
 			t.Error("a closed agent has quiesced")

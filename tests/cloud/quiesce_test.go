@@ -1,7 +1,6 @@
 package cloud_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,22 +21,6 @@ func askNova(t *testing.T, id, method string) string {
 		t.Fatalf("%s: %v: %s", method, err, tail(out, 2000))
 	}
 	return out
-}
-
-// guestState is what the host says that a server's guest does.
-func guestState(t *testing.T, id string) string {
-	t.Helper()
-	out, err := novalet("ps", "--json")
-	must(t, err)
-	var list []struct{ UUID, State string }
-	must(t, json.Unmarshal([]byte(out), &list))
-	for _, v := range list {
-		if v.UUID == id {
-			return v.State
-		}
-	}
-	t.Fatalf("server %s is not here: %s", id, out)
-	return ""
 }
 
 // TestQuiesce: a quiesced guest stops where it is, with its files on disk, and stays so when the agent is killed; to its user it is
@@ -61,7 +44,7 @@ func TestQuiesce(t *testing.T) {
 		t.Helper()
 		n := count()
 		time.Sleep(500 * time.Millisecond)
-		if is := guestState(t, id); is != "paused" || count() != n {
+		if is := containerOf(t, id); is != "paused" || count() != n {
 			t.Errorf("%s: the guest is %s and counted from %s to %s", when, is, n, count())
 		}
 		var s struct {
@@ -78,7 +61,7 @@ func TestQuiesce(t *testing.T) {
 		eventually(t, long, "the guest goes on "+when, func() error {
 			n := count()
 			time.Sleep(300 * time.Millisecond)
-			if is := guestState(t, id); is != "running" || count() == n {
+			if is := containerOf(t, id); is != "running" || count() == n {
 				return fmt.Errorf("%s at %s", is, n)
 			}
 			return nil
