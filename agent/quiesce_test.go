@@ -111,11 +111,7 @@ func TestQuiesceRefused(t *testing.T) {
 		t.Errorf("frozen %d times", syncs)
 	}
 	l.h.Faults.Hook(nil)
-	// An operation under way, and a second quiesce beside the first, are not waited for.
-	release := l.h.Faults.Block("Runtime.Freeze")
 	l.cast(uuid, novalet.MethodPause, novalet.TaskPausing, novalet.OperationArgs{})
-	refused(novalet.ErrBusy)
-	release()
 	l.await(uuid, novalet.VMPaused)
 	refused(novalet.ErrInvalidState)
 	l.agent.Unquiesce(uuid)
@@ -128,6 +124,34 @@ func TestQuiesceRefused(t *testing.T) {
 	refused(novalet.ErrInvalidState)
 	uuid = "8a7b2c1e-0000-4000-8000-000000000001"
 	refused(novalet.ErrNotFound)
+}
+
+// Nothing that is under way is waited for.
+func TestQuiesceBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		uuid := l.boot()
+		busy := func(with string) {
+			t.Helper()
+			began := time.Now()
+			if err := l.agent.Quiesce(context.Background(), uuid); !errors.Is(err, novalet.ErrBusy) || !time.Now().Equal(began) {
+				t.Errorf("beside %s: %v after %v", with, err, time.Since(began))
+			}
+		}
+		ended, release := l.quiesceHangs(uuid)
+		busy("another one")
+		release()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		l.agent.Unquiesce(uuid)
+		l.goesOn(uuid)
+		release = l.h.Faults.Block("Runtime.Stop")
+		l.cast(uuid, novalet.MethodStop, novalet.TaskPoweringOff, novalet.OperationArgs{})
+		busy("a stop")
+		release()
+		l.await(uuid, novalet.VMStopped)
+	})
 }
 
 // A guest that nobody unquiesces goes on after a time, also one that cannot be thawed at once; and a disk that hangs ends the
