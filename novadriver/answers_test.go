@@ -172,40 +172,6 @@ func TestDiagnostics(t *testing.T) {
 	}
 }
 
-func TestSetAdminPassword(t *testing.T) {
-	b := started(t, "zed")
-	inst := b.instance(map[string]any{"task_state": "updating_password"})
-	if _, err := b.call("set_admin_password", map[string]any{"instance": inst, "new_pass": "hunter2"}); err != nil {
-		t.Fatal(err)
-	}
-	row := func() string { return string(b.conductor.Find("Instance", "uuid", instUUID)[0]["task_state"]) }
-	if b.agent.password != "hunter2" || row() != "null" {
-		t.Errorf("password %q, task_state %s", b.agent.password.Reveal(), row())
-	}
-	for _, c := range []struct {
-		err           error
-		class, module string
-	}{
-		{novalet.ErrUnsupported, "NotImplementedError", "builtins"},
-		{novalet.ErrInvalidState, "InstancePasswordSetFailed", "nova.exception"},
-		{errors.New("hunter2"), "InstancePasswordSetFailed", "nova.exception"},
-		{novalet.Faultf(novalet.ErrUnsupported, "SetAdminPasswdNotSupported", "not in this image"), "SetAdminPasswdNotSupported", "nova.exception"},
-	} {
-		b.agent.set(func() { b.agent.err = c.err })
-		b.conductor.Change("Instance", "uuid", instUUID, map[string]any{"task_state": "updating_password"})
-		e := b.refused("set_admin_password", map[string]any{"instance": inst, "new_pass": "hunter2"})
-		if e.Class != c.class || e.Module != c.module || strings.Contains(e.Message, "hunter2") {
-			t.Errorf("%v: %+v", c.err, e)
-		}
-		if row() != "null" {
-			t.Errorf("%v: task_state %s", c.err, row())
-		}
-	}
-	if strings.Contains(b.logs.b.String(), `new_pass`) {
-		t.Error("the arguments are in the log")
-	}
-}
-
 // TestQuiesce: whatever keeps a guest from being quiesced is said in the words after which nova-api goes on without.
 func TestQuiesce(t *testing.T) {
 	b := started(t, "zed")

@@ -40,7 +40,7 @@ var consoleMethods = []method{
 	},
 	{
 		name: "set_admin_password", since: "6.0", kind: "call", state: stateDone, answer: setAdminPassword,
-		note: "inside the running instance", test: "TestSetAdminPassword",
+		note: "inside the running instance, of `os_admin_user` of the image or root; kept for os-server-password, encrypted for the key pair, where that is RSA", test: "TestSetAdminPassword",
 	},
 	{
 		name: "quiesce_instance", since: "6.0", kind: "call", state: stateDone, answer: quiesceInstance,
@@ -194,31 +194,6 @@ func instanceDiagnostics(ctx context.Context, d *Driver, r *request) (any, error
 			return nil, err
 		}
 		return d.diagnosticsObject(g), nil
-	})
-}
-
-func setAdminPassword(ctx context.Context, d *Driver, r *request) (any, error) {
-	return d.wrap(ctx, r, "set_admin_password", wraps{event: true, fault: true, revert: true}, func(inst *novalet.Instance) (any, error) {
-		err := d.agent().SetAdminPassword(ctx, inst.UUID, "root", novalet.Secret(r.args.str("new_pass")))
-		if err == nil {
-			return nil, d.Conductor().SaveInstance(ctx, r.rc, &novalet.InstanceUpdate{
-				UUID: inst.UUID, Fields: map[string]any{"task_state": novalet.TaskNone}, Expected: []novalet.TaskState{novalet.TaskUpdatingPassword},
-			})
-		}
-		var fault *novalet.Fault
-		switch {
-		case errors.Is(err, novalet.ErrUnsupported), errors.Is(err, novalet.ErrInstanceGone), errors.Is(err, novalet.ErrNotFound):
-			return nil, err
-		case errors.As(err, &fault) && fault.Class != "":
-			return nil, err
-		}
-		reason := "error setting admin password"
-		if errors.Is(err, novalet.ErrInvalidState) {
-			reason = "instance " + inst.UUID + " is not running"
-		}
-		d.log.Error("set admin password", "instance", inst.UUID, "request_id", r.rc.RequestID, "err", err)
-		return nil, novaError("InstancePasswordSetFailed", fmt.Sprintf("Failed to set admin password on %s because %s", inst.UUID, reason),
-			map[string]any{"instance": inst.UUID, "reason": reason})
 	})
 }
 

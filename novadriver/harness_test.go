@@ -39,6 +39,7 @@ type fakeAgent struct {
 	output    string
 	lines     int
 	port      int
+	user      string // whose password is set
 	password  novalet.Secret
 	quiesced  []string      // what was asked, in order
 	wait      chan struct{} // if set, CacheImages waits for it
@@ -97,10 +98,10 @@ func (a *fakeAgent) Diagnostics(context.Context, string) (*novalet.Diagnostics, 
 	}, nil
 }
 
-func (a *fakeAgent) SetAdminPassword(_ context.Context, _, _ string, p novalet.Secret) error {
+func (a *fakeAgent) SetAdminPassword(_ context.Context, _, user string, p novalet.Secret) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.password = p
+	a.user, a.password = user, p
 	return a.err
 }
 
