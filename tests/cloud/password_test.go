@@ -1,6 +1,7 @@
 package cloud_test
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"strings"
@@ -22,7 +23,7 @@ func TestAdminPassword(t *testing.T) {
 	_ = keypairs.Delete(t.Context(), u.compute, key, nil).ExtractErr()
 	_, err = keypairs.Create(t.Context(), u.compute, keypairs.CreateOpts{Name: key, PublicKey: string(openssh.MarshalAuthorizedKey(public)), Type: "ssh"}).Extract()
 	must(t, err)
-	t.Cleanup(func() { must(t, keypairs.Delete(t.Context(), u.compute, key, nil).ExtractErr()) })
+	t.Cleanup(func() { must(t, keypairs.Delete(context.Background(), u.compute, key, nil).ExtractErr()) })
 	image := debianImage.id(t, u)
 	leavesNothing(t)
 	said := agentLog(t)
