@@ -75,18 +75,20 @@ func TestInjectNetworkInfo(t *testing.T) {
 	s := boot(t, u, bootOpts{image: appImage.id(t, u), groups: []string{openGroup(t, u)}})
 	ip, _ := fixedIP(t, u, s.ID)
 	pid, _, _ := strings.Cut(initPID(t, s.ID), "@")
-	out, err := sh(t.Context(), "nsenter", "-t", pid, "-n", "ip", "addr", "flush", "dev", "eth0")
-	if err != nil {
-		t.Fatal(err, out)
-	}
-	_, err = api(t, admin, "2.79", "POST", "servers/"+s.ID+"/action", map[string]any{"injectNetworkInfo": nil}, http.StatusAccepted)
-	must(t, err)
-	eventually(t, long, "the address is back", func() error {
-		if out := inside(t, s.ID, "ip", "-4", "addr", "show", "eth0"); !strings.Contains(out, ip+"/") {
-			return fmt.Errorf("%s", out)
+	for range 2 { // the first time the agent may learn something new, and set the addresses for that
+		out, err := sh(t.Context(), "nsenter", "-t", pid, "-n", "ip", "addr", "flush", "dev", "eth0")
+		if err != nil {
+			t.Fatal(err, out)
 		}
-		return nil
-	})
+		_, err = api(t, admin, "2.79", "POST", "servers/"+s.ID+"/action", map[string]any{"injectNetworkInfo": nil}, http.StatusAccepted)
+		must(t, err)
+		eventually(t, long, "the address is back", func() error {
+			if out := inside(t, s.ID, "ip", "-4", "addr", "show", "eth0"); !strings.Contains(out, ip+"/") {
+				return fmt.Errorf("%s", out)
+			}
+			return nil
+		})
+	}
 	ping(t, besideNS(t, u), ip)
 }
 
