@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/novalet/novalet"
@@ -40,6 +41,7 @@ func (a *Agent) Quiesce(ctx context.Context, instanceUUID string) error {
 	defer done()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	defer context.AfterFunc(a.ctx, func() { stop(context.Cause(a.ctx)) })()
 	in.mu.Lock()
 	free := len(in.rec.Ops) == 0 && in.quiesceStop == nil && !in.gone
 	if free {
@@ -50,9 +52,15 @@ func (a *Agent) Quiesce(ctx context.Context, instanceUUID string) error {
 		return fmt.Errorf("quiesce instance %s: %w", instanceUUID, errOvertaken)
 	}
 	answer := make(chan error, 1)
+	// Either the caller is told that the guest is quiesced, or it goes on.
+	var settled atomic.Bool
 	in.post(func(work context.Context) {
 		defer context.AfterFunc(work, func() { stop(context.Cause(work)) })()
 		err := a.quiesce(ctx, in)
+		if err == nil && !settled.CompareAndSwap(false, true) {
+			err = context.Cause(ctx)
+			a.endQuiesce(in)
+		}
 		in.mu.Lock()
 		in.quiesceStop = nil
 		in.mu.Unlock()
@@ -62,8 +70,9 @@ func (a *Agent) Quiesce(ctx context.Context, instanceUUID string) error {
 	case err = <-answer:
 	case <-ctx.Done():
 		err = context.Cause(ctx) // the goroutine sees it, too, and takes back what it has done
-	case <-a.ctx.Done():
-		err = context.Cause(a.ctx)
+		if !settled.CompareAndSwap(false, true) {
+			err = <-answer
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("quiesce instance %s: %w", instanceUUID, err)
@@ -102,9 +111,6 @@ func (a *Agent) quiesce(ctx context.Context, in *instance) (err error) {
 	}
 	if err := a.runtime.Sync(ctx, in.uuid); err != nil {
 		return err
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
 	}
 	until := a.now().Add(quiesceTime)
 	if err := in.update(func(r *record) { r.Quiesced = &until }); err != nil {

@@ -126,6 +126,32 @@ func TestQuiesceRefused(t *testing.T) {
 	refused(novalet.ErrNotFound)
 }
 
+// A caller that has gone when all is done is told that the guest is not quiesced, so it goes on.
+func TestQuiesceCallerGone(t *testing.T) {
+	l := newLab(t)
+	uuid := l.boot()
+	ctx, gone := context.WithCancel(t.Context())
+	returned := make(chan struct{})
+	syncs := 0
+	l.h.Faults.Hook(func(_ context.Context, name string, p fake.Phase) {
+		if name == "Runtime.Sync" && p == fake.After {
+			if syncs++; syncs == 2 {
+				gone()
+				<-returned
+			}
+		}
+	})
+	err := l.agent.Quiesce(ctx, uuid)
+	close(returned)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("it was told %v", err)
+	}
+	l.goesOn(uuid)
+	if syncs != 2 {
+		t.Errorf("synced %d times", syncs)
+	}
+}
+
 // Nothing that is under way is waited for.
 func TestQuiesceBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
