@@ -18,7 +18,8 @@ ipset list -n 2>/dev/null | section ipset
 find /sys/fs/cgroup -mindepth 1 -maxdepth 3 -type d 2>/dev/null | section cgroup
 for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/bridge/*; do [ -r "$f" ] && echo "$f $(<"$f")"; done | section setting
 # Threads of the kernel are children of pid 2; this pipeline is nobody's business.
-ps -eo ppid=,pid=,comm= | awk '$1 != 2 && $2 != 2 {print $3}' | grep -vE '^(ps|awk|sort|sed|grep|bash|sh|sleep|trace.sh|make)$' | section process
+# One that has ended and that its heir, process 1, has not heard of yet is nothing that was left.
+ps -eo ppid=,pid=,stat=,comm= | awk '$1 != 2 && $2 != 2 && !($1 == 1 && $3 ~ /^Z/) {print $4}' | grep -vE '^(ps|awk|sort|sed|grep|bash|sh|sleep|trace.sh|make)$' | section process
 ss -Hltn | awk '{print $4}' | section port
 for d in "$STATE" $OVSRUN $OVNRUN /run/netns /run/lock/novalet-cloud.lock /etc/openstack-dashboard/local_settings.d/*; do
     [ -e "$d" ] && echo "$d"
