@@ -191,10 +191,10 @@ type Compute interface {
 	ConsolePort(ctx context.Context, instanceUUID string, port int) (bool, error)
 	// Diagnostics reads the counters. ErrInvalidState unless it runs.
 	Diagnostics(ctx context.Context, instanceUUID string) (*Diagnostics, error)
-	// SetAdminPassword changes a password inside the running instance.
+	// SetAdminPassword changes a password inside the running instance, that of root for no user.
 	SetAdminPassword(ctx context.Context, instanceUUID string, user string, password Secret) error
 	// Quiesce has the running guest write what it has written to disk and stops it there, until Unquiesce, an operation that the
-	// guest has a part in, or ten minutes. It blocks until that is so. It may be repeated, which begins the time anew; an error
+	// guest has a part in, or some ten minutes. It blocks until that is so. It may be repeated, which begins the time anew; an error
 	// means that the guest goes on. ErrInvalidState unless it runs; ErrBusy while an operation is under way or when it
 	// cannot be stopped.
 	Quiesce(ctx context.Context, instanceUUID string) error

@@ -285,18 +285,13 @@ func (e *actionEvent) finish(opErr error) {
 
 // powerOf is Nova's word for what the instance's container does. One that is quiesced has not changed its state.
 func (in *instance) powerOf(s novalet.ContainerState) novalet.PowerState {
-	if s == novalet.ContainerPaused && in.quiesced() {
-		return novalet.PowerRunning
-	}
-	return powerOf(s)
-}
-
-// powerOf is Nova's word for what a container does.
-func powerOf(s novalet.ContainerState) novalet.PowerState {
 	switch s {
 	case novalet.ContainerRunning:
 		return novalet.PowerRunning
 	case novalet.ContainerPaused:
+		if in.quiesced() {
+			return novalet.PowerRunning
+		}
 		return novalet.PowerPaused
 	case novalet.ContainerStopped:
 		return novalet.PowerShutdown

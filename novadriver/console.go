@@ -44,7 +44,7 @@ var consoleMethods = []method{
 	},
 	{
 		name: "quiesce_instance", since: "6.0", kind: "call", state: stateDone, answer: quiesceInstance,
-		note: "the guest's files are written to disk and it stops where it is, for ten minutes at most; `InstanceQuiesceNotSupported` unless it runs, and nova-api snapshots without then",
+		note: "the guest's files are written to disk and it stops where it is, until it is unquiesced, an operation comes in which it has a part, or some ten minutes are over; `InstanceQuiesceNotSupported` unless it runs",
 		test: "TestQuiesce",
 	},
 	{

@@ -17,11 +17,8 @@ import (
 
 func setAdminPassword(ctx context.Context, d *Driver, r *request) (any, error) {
 	return d.wrap(ctx, r, "set_admin_password", wraps{event: true, fault: true, revert: true}, func(inst *novalet.Instance) (any, error) {
-		user, password := inst.ImageProperty("os_admin_user"), novalet.Secret(r.args.str("new_pass"))
-		if user == "" {
-			user = "root"
-		}
-		err := d.agent().SetAdminPassword(ctx, inst.UUID, user, password)
+		password := novalet.Secret(r.args.str("new_pass"))
+		err := d.agent().SetAdminPassword(ctx, inst.UUID, inst.ImageProperty("os_admin_user"), password)
 		if err == nil {
 			fields := map[string]any{"task_state": novalet.TaskNone}
 			if meta := d.passwordMetadata(inst, password); meta != nil {

@@ -22,7 +22,7 @@ func TestSetAdminPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	row := func() string { return string(b.conductor.Find("Instance", "uuid", instUUID)[0]["task_state"]) }
-	if b.agent.user != "root" || b.agent.password != "hunter2" || row() != "null" {
+	if b.agent.user != "" || b.agent.password != "hunter2" || row() != "null" {
 		t.Errorf("user %q, password %q, task_state %s", b.agent.user, b.agent.password.Reveal(), row())
 	}
 	for _, c := range []struct {

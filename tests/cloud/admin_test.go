@@ -56,7 +56,7 @@ func TestDiagnostics(t *testing.T) {
 	}
 }
 
-// TestUptime: the hypervisor's line is that of the host's own uptime.
+// TestUptime: the hypervisor's line is one of uptime(1).
 func TestUptime(t *testing.T) {
 	admin := as(t, "admin")
 	d, err := api(t, admin, "2.53", "GET", "os-hypervisors/"+providerID(t)+"/uptime", nil, http.StatusOK)

@@ -19,7 +19,7 @@ func TestConfigDrive(t *testing.T) {
 	pub, err := os.ReadFile(file + ".pub")
 	must(t, err)
 	made := create(t, u, bootOpts{name: "drive", image: image, flavor: "m1.small", noNet: true, drive: true, key: key,
-		userData: "#cloud-config\nwrite_files:\n- {path: /srv/from-user-data, content: it works}\n",
+		userData: cloudConfig,
 		files:    servers.Personality{&servers.File{Path: "/srv/injected", Contents: []byte("from the request\n")}}})
 	waitStatus(t, u, made.ID, "ACTIVE")
 	eventually(t, long, "cloud-init is through", func() error {

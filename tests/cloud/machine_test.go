@@ -10,6 +10,9 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
+// cloudConfig is user data that writes a file.
+const cloudConfig = "#cloud-config\nwrite_files:\n- {path: /srv/from-user-data, content: it works}\n"
+
 // TestMachine: a Debian root tarball with systemd, cloud-init and sshd boots to its login prompt and lets its user in.
 func TestMachine(t *testing.T) {
 	u := as(t, "demo")
@@ -18,7 +21,7 @@ func TestMachine(t *testing.T) {
 	key, file := newKey(t, u)
 	group := openGroup(t, u, 22)
 	s := boot(t, u, bootOpts{name: "machine", image: image, flavor: "m1.small", key: key, groups: []string{group}, metadata: map[string]string{"color": "blue"},
-		userData: "#cloud-config\nwrite_files:\n- {path: /srv/from-user-data, content: it works}\n"})
+		userData: cloudConfig})
 	ns := besideNS(t, u)
 	ip, port := fixedIP(t, u, s.ID)
 	waitLog(t, u, s.ID, "machine login:", long)
